@@ -1,0 +1,60 @@
+"""The view of the latents that a diffusion model learns: cropped, folded and standardised."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .spectrum import spectral_resize
+
+
+class DiffusionView(nn.Module):
+    """Latents (B, D, h, w) <-> diffusion latents (B, D*p*p, h'/p, w'/p) of zero mean and unit variance.
+
+    Quantized latents are band-limited to the spectral crop (h', w'), so shrinking them to that size loses
+    nothing, keeps all distances, and makes the UNet's work smaller. Folding p x p pixels into channels
+    (pixel unshuffle) keeps distances too. Only the last step, a shift and a scale for each channel, is not
+    an isometry; it is measured on training images.
+
+    Args:
+        latent_shape: (D, h, w).
+        spectral_crop: (h', w').
+        patch_size: p.
+
+    Raises:
+        ValueError: if p divides h' or w' not.
+    """
+
+    def __init__(self, latent_shape: tuple[int, int, int], spectral_crop: tuple[int, int], patch_size: int):
+        super().__init__()
+        if spectral_crop[0] % patch_size or spectral_crop[1] % patch_size:
+            raise ValueError(
+                f"diffusion_patch_size {patch_size} must divide both sides of the spectral crop {tuple(spectral_crop)}"
+            )
+        self.latent_size = tuple(latent_shape[1:])
+        self.spectral_crop = tuple(spectral_crop)
+        self.patch_size = patch_size
+        channels = latent_shape[0] * patch_size**2
+        self.shape = (channels, spectral_crop[0] // patch_size, spectral_crop[1] // patch_size)
+        self.register_buffer("mean", torch.zeros(channels, 1, 1))
+        self.register_buffer("std", torch.ones(channels, 1, 1))
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents (B, D, h, w) -> diffusion latents (B, C, H, W), float32."""
+        return (self._fold(latents) - self.mean) / self.std
+
+    def inverse(self, diffusion_latents: torch.Tensor) -> torch.Tensor:
+        """Diffusion latents (B, C, H, W) -> band-limited latents (B, D, h, w), float32."""
+        with torch.autocast(diffusion_latents.device.type, enabled=False):
+            folded = diffusion_latents.float() * self.std + self.mean
+            return spectral_resize(F.pixel_shuffle(folded, self.patch_size), self.latent_size)
+
+    @torch.no_grad()
+    def measure_(self, latents: torch.Tensor) -> None:
+        """Set mean and standard deviation to those of the latents (n, D, h, w), channel by channel."""
+        folded = self._fold(latents)
+        self.mean.copy_(folded.mean((0, 2, 3)).view_as(self.mean))
+        self.std.copy_(folded.std((0, 2, 3)).clamp(min=1e-6).view_as(self.std))
+
+    def _fold(self, latents: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(latents.device.type, enabled=False):
+            return F.pixel_unshuffle(spectral_resize(latents.float(), self.spectral_crop), self.patch_size)

@@ -1,0 +1,151 @@
+"""Packed orthonormal real FFT and spectral cropping (FQ-VAE, equation 2).
+
+The 2D DFT of a real h x w signal holds h*w independent real numbers: the half
+spectrum of `rfft2` repeats some entries of the columns 0 and w/2 as conjugates.
+The packed spectrum keeps each independent number once, and scales entries that
+stand for a conjugate pair by sqrt(2), so that packing is an orthogonal map:
+`unpack(pack(z)) == z` and `norm(pack(z)) == norm(z)`, for odd and even sizes.
+
+Layout of a packed (h, w) spectrum, with n = (w - 1) // 2 paired columns:
+
+    column 0             column frequency 0
+    columns 1 .. n       real parts of the column frequencies 1 .. n
+    columns n+1 .. 2n    imaginary parts of the column frequencies 1 .. n
+    column w-1           column frequency w/2, where w is even
+
+The first column, and the last where w is even, are Hermitian along the rows and
+hold the real parts of the row frequencies 0 .. h//2, then the imaginary parts of
+the row frequencies 1 .. (h-1)//2.
+
+All functions take float32 (or float64) tensors: half precision has no FFT on the
+CPU and only some sizes on CUDA.
+"""
+
+import math
+from functools import lru_cache
+
+import torch
+
+
+def pack_spectrum(latents: torch.Tensor) -> torch.Tensor:
+    """Packed orthonormal 2D FFT (equation 2 of the paper, without its redundant half).
+
+    Args:
+        latents: real tensor (..., h, w), float32 or float64.
+
+    Returns:
+        Tensor (..., h, w) of the same dtype and of the same Euclidean norm.
+    """
+    h, w = latents.shape[-2:]
+    n = (w - 1) // 2
+    spectrum = torch.fft.rfft2(latents, norm="ortho")  # (..., h, w//2 + 1)
+    paired = spectrum[..., 1 : n + 1] * math.sqrt(2)
+    parts = [_pack_column(spectrum[..., 0]), paired.real, paired.imag]
+    if w % 2 == 0:
+        parts.append(_pack_column(spectrum[..., -1]))
+    return torch.cat(parts, dim=-1)
+
+
+def unpack_spectrum(packed: torch.Tensor) -> torch.Tensor:
+    """Inverse, and transpose, of `pack_spectrum`: (..., h, w) -> (..., h, w)."""
+    h, w = packed.shape[-2:]
+    n = (w - 1) // 2
+    paired = torch.complex(packed[..., 1 : n + 1], packed[..., n + 1 : 2 * n + 1]) / math.sqrt(2)
+    parts = [_unpack_column(packed[..., 0]), paired]
+    if w % 2 == 0:
+        parts.append(_unpack_column(packed[..., -1]))
+    return torch.fft.irfft2(torch.cat(parts, dim=-1), s=(h, w), norm="ortho")
+
+
+def _pack_column(column: torch.Tensor) -> torch.Tensor:
+    """The h independent numbers of a Hermitian complex column: (..., h) -> (..., h, 1)."""
+    h = column.shape[-1]
+    n = (h - 1) // 2
+    pairs = column[..., 1 : n + 1] * math.sqrt(2)
+    parts = [column[..., :1].real, pairs.real]
+    if h % 2 == 0:
+        parts.append(column[..., h // 2 : h // 2 + 1].real)
+    return torch.cat([*parts, pairs.imag], dim=-1).unsqueeze(-1)
+
+
+def _unpack_column(packed: torch.Tensor) -> torch.Tensor:
+    """Inverse of `_pack_column`, as a complex column: (..., h) -> (..., h, 1)."""
+    h = packed.shape[-1]
+    n = (h - 1) // 2
+    pairs = torch.complex(packed[..., 1 : n + 1], packed[..., h // 2 + 1 :]) / math.sqrt(2)
+    parts = [torch.complex(packed[..., :1], torch.zeros_like(packed[..., :1])), pairs]
+    if h % 2 == 0:
+        middle = packed[..., h // 2 : h // 2 + 1]
+        parts.append(torch.complex(middle, torch.zeros_like(middle)))
+    return torch.cat([*parts, pairs.conj().flip(-1)], dim=-1).unsqueeze(-1)
+
+
+@lru_cache(maxsize=64)
+def packed_frequencies(h: int, w: int) -> tuple[tuple[int, int, str], ...]:
+    """The frequency of each packed entry, row by row.
+
+    Returns:
+        h*w triples (row frequency, column frequency, "re" or "im"). Row frequencies
+        are signed, in -((h-1)//2) .. h//2; column frequencies are in 0 .. w//2.
+    """
+    n = (w - 1) // 2
+    columns = [(k, "re") for k in range(1, n + 1)] + [(k, "im") for k in range(1, n + 1)]
+    rows = [(k, "re") for k in range(h // 2 + 1)] + [(k, "im") for k in range(1, (h - 1) // 2 + 1)]
+    layout = []
+    for i in range(h):
+        layout.append((rows[i][0], 0, rows[i][1]))
+        layout += [(i if i <= h // 2 else i - h, k, part) for k, part in columns]
+        if w % 2 == 0:
+            layout.append((rows[i][0], w // 2, rows[i][1]))
+    return tuple(layout)
+
+
+@lru_cache(maxsize=64)
+def spectral_crop_index(size: tuple[int, int], crop: tuple[int, int]) -> torch.Tensor:
+    """Where the entries of a small packed spectrum lie in a larger one.
+
+    `pack_spectrum(z).flatten(-2)[..., spectral_crop_index(size, crop)]`, unpacked at the
+    size `crop`, is `z` low-pass filtered and resampled to `crop`. Every entry of the small
+    spectrum has one source, so the crop keeps the norm of what it keeps; putting the
+    entries back and zeros elsewhere is its transpose.
+
+    Args:
+        size: (h, w) of the large spectrum.
+        crop: (h', w') of the small one, at most (h, w).
+
+    Returns:
+        LongTensor (h' * w',) of positions in the flattened (h, w) spectrum, on the CPU.
+
+    Raises:
+        ValueError: if the crop is larger than the spectrum.
+    """
+    if crop[0] > size[0] or crop[1] > size[1] or min(crop) < 1:
+        raise ValueError(f"spectral crop {crop} must lie between (1, 1) and the latent size {size}")
+    position = {frequency: i for i, frequency in enumerate(packed_frequencies(*size))}
+    return torch.tensor([position[frequency] for frequency in packed_frequencies(*crop)])
+
+
+def spectral_resize(latents: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Resample by cropping the spectrum, or by padding it with zeros.
+
+    The map is linear; enlarging is an isometry, and shrinking is its transpose, so that
+    `spectral_resize(spectral_resize(z, larger), original) == z`. Amplitudes follow the norm, not
+    the mean: an image shrunk to half its height and width keeps its norm and so doubles its values.
+
+    Args:
+        latents: real tensor (..., h, w), float32 or float64.
+        size: (h', w'); both at most, or both at least, (h, w).
+
+    Returns:
+        Tensor (..., h', w').
+    """
+    old = tuple(latents.shape[-2:])
+    if old == tuple(size):
+        return latents
+    packed = pack_spectrum(latents).flatten(-2)
+    if size[0] <= old[0] and size[1] <= old[1]:
+        resized = packed[..., spectral_crop_index(old, tuple(size)).to(packed.device)]
+    else:
+        resized = packed.new_zeros(*packed.shape[:-1], size[0] * size[1])
+        resized[..., spectral_crop_index(tuple(size), old).to(packed.device)] = packed
+    return unpack_spectrum(resized.unflatten(-1, size))

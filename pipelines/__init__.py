@@ -1,0 +1,3 @@
+from .pipeline_fq_ldm import FQLDMPipeline
+
+__all__ = ["FQLDMPipeline"]

@@ -1,0 +1,59 @@
+import os
+
+# No test may depend on a network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fq_ldm import FQModel
+
+TINY = dict(
+    in_channels=3,
+    sample_size=(8, 12),
+    block_out_channels=(8,),
+    norm_num_groups=4,
+    num_tokens=16,
+    num_vq_embeddings=32,
+    vq_embed_dim=4,
+)
+
+
+def smooth_images(count: int, channels: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
+    """Random images with most energy at low frequencies, in [-1, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(count, channels, 4, 4, generator=generator)
+    fine = torch.randn(count, channels, height, width, generator=generator)
+    images = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear") + 0.1 * fine
+    return (images / 2).clamp(-1, 1)
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return smooth_images(64, 3, 8, 12)
+
+
+@pytest.fixture
+def model(images) -> FQModel:
+    """An initialised model whose convolutions and graph module do something, in evaluation mode."""
+    torch.manual_seed(0)
+    model = FQModel(**TINY)
+    model.initialize_(images)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.02)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory):
+    """A folder of 40 greyscale PNG images of 16 x 16 pixels."""
+    folder = tmp_path_factory.mktemp("images")
+    for i, image in enumerate(smooth_images(40, 1, 16, 16)):
+        pixels = ((image[0] + 1) * 127.5).round().to(torch.uint8).numpy()
+        Image.fromarray(np.ascontiguousarray(pixels)).save(folder / f"{i:02d}.png")
+    return folder

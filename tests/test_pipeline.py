@@ -1,0 +1,135 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DModel
+
+from fq_ldm import FQLDMPipeline
+
+
+@pytest.fixture
+def pipeline(model):
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=(8, 12), in_channels=3, out_channels=3, block_out_channels=(8, 8), layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"), norm_num_groups=4,
+        attention_head_dim=4,
+    ).eval()  # fmt: skip
+    pipeline = FQLDMPipeline(model, unet, DDPMScheduler(clip_sample=False))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def seeds(*values):
+    return [torch.Generator().manual_seed(value) for value in values]
+
+
+def test_output_types(pipeline):
+    pil = pipeline(2, 2, seeds(0, 1)).images
+    assert len(pil) == 2 and pil[0].size == (12, 8) and pil[0].mode == "RGB"
+    array = pipeline(2, 2, seeds(0, 1), output_type="np").images
+    assert array.shape == (2, 8, 12, 3) and 0 <= array.min() and array.max() <= 1
+    tensor = pipeline(2, 2, seeds(0, 1), output_type="pt", return_dict=False)[0]
+    np.testing.assert_array_equal(tensor.permute(0, 2, 3, 1).numpy(), array)
+    np.testing.assert_array_equal(np.asarray(pil[1]), (array[1] * 255).round().astype("uint8"))
+
+
+SCHEDULERS = {
+    "ddpm": lambda config: DDPMScheduler.from_config(config),
+    "ddim": lambda config: DDIMScheduler.from_config(config),
+    "dpm-solver++": lambda config: DPMSolverMultistepScheduler.from_config(config),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_an_image_depends_on_its_seed_alone(pipeline, name):
+    """The same seed gives the same image at every call and, to rounding, in a batch of 1 and of 16."""
+    pipeline.scheduler = SCHEDULERS[name](pipeline.scheduler.config)
+    batch = pipeline(16, 4, seeds(*range(16)), output_type="pt").images
+    assert torch.equal(pipeline(16, 4, seeds(*range(16)), output_type="pt").images, batch)
+    alone = pipeline(1, 4, seeds(5), output_type="pt").images
+    # Rounding can tip a token to its neighbour in the codebook, so a few pixels may differ by more.
+    assert (alone[0] - batch[5]).abs().median() < 1e-4
+    assert (batch[5] - batch[6]).abs().max() > 1e-2
+
+
+def test_eta_adds_noise_to_ddim_only(pipeline):
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    quiet, noisy = (pipeline(1, 4, seeds(0), eta=eta, output_type="pt").images for eta in (0.0, 1.0))
+    assert not torch.equal(quiet, noisy)
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    with pytest.raises(ValueError, match="DPMSolverMultistepScheduler has no eta"):
+        pipeline(1, 4, eta=1.0)
+
+
+def test_given_latents_replace_the_noise(pipeline):
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    latents = torch.randn(2, 3, 8, 12, generator=seeds(3)[0])
+    drawn = pipeline(2, 2, seeds(3)[0], output_type="pt").images
+    assert torch.equal(pipeline(2, 2, latents=latents, output_type="pt").images, drawn)
+
+
+def test_callback_sees_and_replaces_latents(pipeline):
+    steps = []
+
+    def callback(pipe, step, timestep, tensors):
+        steps.append((step, int(timestep), tensors["latents"].shape))
+        return {"latents": torch.zeros_like(tensors["latents"])}
+
+    images = pipeline(2, 3, callback_on_step_end=callback, output_type="pt").images
+    assert [s[0] for s in steps] == [0, 1, 2] and steps[0][1] > steps[2][1] and steps[0][2] == (2, 3, 8, 12)
+    assert torch.equal(images[0], images[1])  # both were zeroed in the last step
+
+
+def test_saved_pipeline_loads_in_a_new_process_elsewhere(pipeline, tmp_path):
+    folder = tmp_path / "pipeline"
+    pipeline.save_pretrained(folder)
+    expected = pipeline(2, 3, seeds(0, 1), output_type="np").images
+    code = (
+        "import sys, numpy, torch; from fq_ldm import FQLDMPipeline\n"
+        "pipeline = FQLDMPipeline.from_pretrained(sys.argv[1])\n"
+        "assert pipeline.scheduler.config.clip_sample is False\n"
+        "seeds = [torch.Generator().manual_seed(i) for i in (0, 1)]\n"
+        "numpy.save('images.npy', pipeline(2, 3, seeds, output_type='np').images)"
+    )
+    result = subprocess.run([sys.executable, "-c", code, str(folder)], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "ignored" not in result.stderr and "Warning" not in result.stderr
+    np.testing.assert_allclose(np.load(tmp_path / "images.npy"), expected, atol=1e-5)
+    assert not list(folder.rglob("*.bin")) and not list(folder.rglob("*.pt"))
+
+
+def test_half_precision(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path)
+    half = FQLDMPipeline.from_pretrained(tmp_path, torch_dtype=torch.float16)
+    half.set_progress_bar_config(disable=True)
+    assert half.unet.dtype == torch.float16
+    assert half.vqvae.quantize.codebook.entries.dtype == torch.float32
+    assert np.isfinite(half(1, 2, output_type="np").images).all()
+
+
+def test_wrong_arguments_are_named(pipeline):
+    with pytest.raises(ValueError, match="2 generators for 3 images"):
+        pipeline(3, 2, seeds(0, 1))
+    with pytest.raises(ValueError, match=r"latents must have the shape \(1, 3, 8, 12\), not \(1, 3, 8, 8\)"):
+        pipeline(1, 2, latents=torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ValueError, match='output_type must be "pil", "np" or "pt", not \'jpg\''):
+        pipeline(1, 2, output_type="jpg")
+    with pytest.raises(ValueError, match="num_images must be at least 1"):
+        pipeline(0)
+    with pytest.raises(ValueError, match="unknown names"):
+        pipeline(1, 2, callback_on_step_end_tensor_inputs=["noise"])
+    pipeline.scheduler = DDIMScheduler()
+    with pytest.raises(ValueError, match=r"clips the predicted latents to \[-1, 1\].*clip_sample=False"):
+        pipeline(1, 2)
+
+
+def test_a_unet_for_other_latents_is_refused(pipeline, model):
+    unet = UNet2DModel(
+        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8,), norm_num_groups=4, layers_per_block=1,
+        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), attention_head_dim=4,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="maps 4 to 4 channels, but the diffusion latents of this FQ-VAE have 3"):
+        FQLDMPipeline(model, unet, pipeline.scheduler)
