@@ -1,0 +1,238 @@
+"""Typed options of the training scripts: a YAML file, then flags on top of it."""
+
+import argparse
+import difflib
+import sys
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import yaml
+from diffusers.optimization import SchedulerType
+from transformers import HfArgumentParser
+
+
+class UserError(Exception):
+    """Something the user can mend; scripts print its one line and leave with `exit_status`."""
+
+    exit_status = 2  # usage
+
+
+class DataError(UserError):
+    """A wrong or unreadable input file."""
+
+    exit_status = 1
+
+
+def option(default, help: str, **kwargs):
+    """A dataclass field with a help text for `--help`."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help, **kwargs})
+    return field(default=default, metadata={"help": help, **kwargs})
+
+
+@dataclass
+class DataConfig:
+    """Where images come from and how they are cut."""
+
+    dataset: str = option("", "Hub dataset, folder of images, parquet file or folder, or 'digits' (5,000 of MNIST)")
+    dataset_config: str | None = option(None, "configuration of a Hub dataset")
+    train_split: str = option("train", "split to train on")
+    validation_split: str | None = option(None, "split to measure on; by default some training images are held out")
+    validation_size: int = option(500, "training images held out when there is no validation split")
+    image_column: str = option("image", "column that holds the images")
+    channels: int = option(3, "1 for greyscale images, 3 for colour")
+    convert_images: bool = option(False, "convert images with other channels instead of stopping at them")
+    center_crop: int | None = option(None, "first cut a centred square of this many pixels (CelebA: 140)")
+    resolution: list[int] = option([32], "height and width in pixels, or one number for both")
+    random_flip: bool = option(False, "flip half of the training images left to right")
+    max_train_images: int | None = option(None, "use only this many training images")
+    dataloader_num_workers: int = option(0, "processes that load images; 0 loads them in the training process")
+
+    def __post_init__(self):
+        check(self.channels in (1, 3), "channels", self.channels, "must be 1 or 3")
+        check(
+            len(self.resolution) in (1, 2) and min(self.resolution) > 0,
+            "resolution",
+            self.resolution,
+            "must be one or two positive numbers",
+        )
+        check(self.center_crop is None or self.center_crop > 0, "center_crop", self.center_crop, "must be positive")
+        check(self.validation_size > 0, "validation_size", self.validation_size, "must be positive")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return (self.resolution[0], self.resolution[-1])
+
+
+@dataclass
+class TrainingConfig:
+    """What both training scripts share."""
+
+    output_dir: str = option("", "folder for weights, checkpoints, pictures, logs and the model card")
+    seed: int = option(0, "seed of initialisation, data order, flips and noise")
+    train_batch_size: int = option(64, "images per process and step")
+    gradient_accumulation_steps: int = option(1, "batches summed into one optimizer step")
+    num_train_epochs: int = option(100, "passes over the training images; not used when max_train_steps is given")
+    max_train_steps: int | None = option(None, "optimizer steps, instead of epochs")
+    learning_rate: float = option(1e-3, "peak learning rate")
+    lr_scheduler: str = option(
+        "cosine", "learning rate schedule, by its name in diffusers", choices=[name.value for name in SchedulerType]
+    )
+    lr_warmup_steps: int = option(500, "optimizer steps of linear warm-up")
+    adam_beta1: float = option(0.9, "AdamW beta 1")
+    adam_beta2: float = option(0.99, "AdamW beta 2")
+    weight_decay: float = option(0.0, "AdamW weight decay")
+    max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
+    mixed_precision: str = option("no", "no, fp16 (GPU only) or bf16", choices=["no", "fp16", "bf16"])
+    report_to: str = option("tensorboard", "experiment tracker, by its name in accelerate, or 'none'")
+    logging_steps: int = option(50, "optimizer steps between logged values")
+    checkpointing_steps: int = option(1000, "optimizer steps between checkpoints")
+    checkpoints_total_limit: int = option(2, "checkpoints kept")
+    preview_steps: int = option(1000, "optimizer steps between pictures")
+    push_to_hub: bool = option(False, "upload the result to the Hub")
+    hub_model_id: str | None = option(None, "Hub repository to upload to; the name of output_dir by default")
+    hub_private: bool = option(False, "make the Hub repository private")
+    dry_run: bool = option(False, "print the resolved configuration and stop")
+
+    def __post_init__(self):
+        for name in (
+            "train_batch_size",
+            "gradient_accumulation_steps",
+            "num_train_epochs",
+            "logging_steps",
+            "checkpointing_steps",
+            "checkpoints_total_limit",
+            "preview_steps",
+            "learning_rate",
+            "max_grad_norm",
+        ):
+            check(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
+        check(
+            self.max_train_steps is None or self.max_train_steps > 0,
+            "max_train_steps",
+            self.max_train_steps,
+            "must be positive",
+        )
+        check(self.lr_warmup_steps >= 0, "lr_warmup_steps", self.lr_warmup_steps, "must not be negative")
+
+
+@dataclass
+class VAEConfig:
+    """The FQ-VAE; the names are `FQModel`'s."""
+
+    block_out_channels: list[int] = option([32], "channels of the convolutional levels; n levels shrink by 2^(n-1)")
+    layers_per_block: int = option(1, "residual blocks in each level")
+    norm_num_groups: int = option(8, "groups of the group normalisations")
+    mid_block_add_attention: bool = option(False, "self-attention in the middle of encoder and decoder")
+    latent_channels: int = option(3, "D, channels of the latent")
+    num_tokens: int = option(64, "U, tokens in an image")
+    num_vq_embeddings: int = option(512, "M, codebook entries")
+    vq_embed_dim: int = option(8, "m, Fourier coefficients in a token")
+    spectral_crop: int | None = option(None, "side of the square of low frequencies that tokens use")
+    diffusion_patch_size: int = option(1, "fold patches of this side into channels of the diffusion latents")
+    commitment_weight: float = option(0.25, "beta of equation 1")
+    usage_decay: float = option(0.99, "gamma of equation 8")
+    graph_module: bool = option(True, "refine quantized tokens by equation 12")
+    init_images: int = option(4096, "training images that choose the coefficients and start the codebook")
+
+
+@dataclass
+class LDMConfig:
+    """The diffusion model on the FQ-VAE's latents."""
+
+    vae: str = option("", "folder or Hub repository of the trained FQ-VAE")
+    unet_block_out_channels: list[int] = option([128, 256, 512], "channels of the UNet's levels")
+    unet_layers_per_block: int = option(2, "residual blocks in each level")
+    unet_attention_levels: list[int] = option([1, 2], "levels with self-attention, counted from 0")
+    unet_attention_head_dim: int = option(32, "channels of an attention head")
+    unet_norm_num_groups: int = option(32, "groups of the group normalisations")
+    unet_dropout: float = option(0.0, "dropout in the residual blocks")
+    num_train_timesteps: int = option(1000, "steps of the diffusion")
+    beta_schedule: str = option("linear", "noise schedule, by its name in diffusers")
+    beta_start: float = option(0.0015, "first beta of a linear schedule")
+    beta_end: float = option(0.0195, "last beta of a linear schedule")
+    prediction_type: str = option("epsilon", "what the UNet predicts", choices=["epsilon", "v_prediction"])
+    use_ema: bool = option(True, "sample with a running mean of the weights")
+    ema_decay: float = option(0.9999, "decay of the running mean, approached as (1 + step) / (10 + step)")
+    cache_latents: bool = option(True, "encode the training images once, before training")
+    preview_images: int = option(16, "images in a picture of samples")
+    preview_inference_steps: int = option(50, "DPM-Solver++ steps for the pictures")
+
+
+def check(condition: bool, name: str, value, rule: str) -> None:
+    """Raise a `UserError` that names the option, its value and the rule that it breaks."""
+    if not condition:
+        raise UserError(f"{name}: {rule}, not {value}")
+
+
+def parse_config(argv: list[str], *config_classes, required: tuple[str, ...] = ()) -> tuple:
+    """Read `--config FILE` and `--key value` flags, which win, into one instance of each dataclass.
+
+    Values from the file are parsed as flags are, so both have the same types and the same messages.
+
+    Raises:
+        UserError: for an unreadable file, an unknown key, a wrong value or a missing required option.
+    """
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--config")
+    known, flags = own.parse_known_args(argv)
+    parser = _Parser(config_classes, prog=Path(sys.argv[0]).name, allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options")
+    file_flags = _file_flags(known.config, config_classes) if known.config else []
+    namespace = vars(parser.parse_args(file_flags + flags))
+    configs = tuple(cls(**{f.name: namespace[f.name] for f in fields(cls) if f.init}) for cls in config_classes)
+    for name in required:
+        check(
+            namespace[name] not in ("", None),
+            name,
+            "nothing",
+            f"is required: give --{name} or put it in the configuration",
+        )
+    return configs
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message):
+        raise UserError(f"{message} (--help lists the options)")
+
+
+def _file_flags(path: str, config_classes) -> list[str]:
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: is not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must hold 'key: value' lines")
+    names = [f.name for cls in config_classes for f in fields(cls)]
+    flags = []
+    for key, value in values.items():
+        if key not in names:
+            close = difflib.get_close_matches(str(key), names, n=1)
+            raise UserError(f"{path}: unknown key '{key}'" + (f"; did you mean '{close[0]}'?" if close else ""))
+        if isinstance(value, dict):
+            raise UserError(f"{path}: '{key}' must be a value, not a mapping")
+        if value is not None:
+            flags += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
+    return flags
+
+
+def resolved(*configs) -> dict:
+    """All options in one flat dictionary, as they are saved."""
+    return {name: value for config in configs for name, value in asdict(config).items()}
+
+
+def to_yaml(values: dict) -> str:
+    """The text of a configuration file with these values."""
+    return yaml.safe_dump(values, sort_keys=False, default_flow_style=None)
+
+
+def run_script(main) -> None:
+    """Run `main(argv)`; a `UserError` becomes one line on stderr and an exit status."""
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)

@@ -1,0 +1,170 @@
+"""What `train_ldm.py` is made of: the UNet, the noise schedule, the loss and the cached latents."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler, UNet2DModel
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from ..models import FQModel
+from .config import DataConfig, DataError, LDMConfig, UserError, check
+from .data import ImageDataset, random_flip
+
+LATENTS_FILE = "latents.safetensors"
+ENCODE_BATCH_SIZE = 128
+
+
+def load_vae(path: str) -> FQModel:
+    """The trained FQ-VAE in a folder or on the Hub, in evaluation mode.
+
+    Raises:
+        DataError: if there is none.
+    """
+    try:
+        return FQModel.from_pretrained(path, use_safetensors=True).eval()
+    except (OSError, ValueError) as error:
+        raise DataError(f"vae: no FQ-VAE can be loaded from {path} ({' '.join(str(error).split())})") from error
+
+
+def check_vae(vae: FQModel, path: str, data: DataConfig) -> None:
+    """Raise a `UserError` if the FQ-VAE was trained for images of another shape."""
+    made_for, given = (vae.config.in_channels, *vae.sample_size), (data.channels, *data.size)
+    if made_for != given:
+        raise UserError(
+            f"vae: {path} takes images of {'x'.join(map(str, made_for))}, but channels and resolution give "
+            f"{'x'.join(map(str, given))}"
+        )
+
+
+def build_unet(ldm: LDMConfig, latent_shape: tuple[int, int, int]) -> UNet2DModel:
+    """The untrained UNet for diffusion latents of this shape (C, H, W).
+
+    Raises:
+        UserError: if the latent cannot be halved once for each level, or the channels do not fit.
+    """
+    channels, *size = latent_shape
+    levels = len(ldm.unet_block_out_channels)
+    factor = 2 ** (levels - 1)
+    check(
+        not any(side % factor for side in size),
+        "unet_block_out_channels",
+        f"{levels} levels",
+        f"must fit latents of {size[0]}x{size[1]}, whose sides are to be multiples of 2^(levels-1)",
+    )
+    check(
+        set(ldm.unet_attention_levels) <= set(range(levels)),
+        "unet_attention_levels",
+        ldm.unet_attention_levels,
+        f"must lie in 0 .. {levels - 1}",
+    )
+    attention = [level in ldm.unet_attention_levels for level in range(levels)]
+    try:
+        return UNet2DModel(
+            sample_size=tuple(size),
+            in_channels=channels,
+            out_channels=channels,
+            block_out_channels=tuple(ldm.unet_block_out_channels),
+            layers_per_block=ldm.unet_layers_per_block,
+            down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
+            up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
+            attention_head_dim=ldm.unet_attention_head_dim,
+            norm_num_groups=ldm.unet_norm_num_groups,
+            dropout=ldm.unet_dropout,
+        )
+    except ValueError as error:
+        raise UserError(f"unet: {error}") from error
+
+
+def build_scheduler(ldm: LDMConfig) -> DDPMScheduler:
+    """The noise schedule of training. Other schedulers are made from its configuration."""
+    return DDPMScheduler(
+        num_train_timesteps=ldm.num_train_timesteps,
+        beta_schedule=ldm.beta_schedule,
+        beta_start=ldm.beta_start,
+        beta_end=ldm.beta_end,
+        prediction_type=ldm.prediction_type,
+        clip_sample=False,  # standardised latents reach beyond [-1, 1], where the default would clip them
+    )
+
+
+def diffusion_loss(
+    model: torch.nn.Module, scheduler: DDPMScheduler, latents: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
+    """Mean squared error of the prediction at random timesteps: latents (B, C, H, W) -> scalar."""
+    noise = torch.randn(latents.shape, device=latents.device, generator=generator)
+    steps = scheduler.config.num_train_timesteps
+    timesteps = torch.randint(steps, (len(latents),), device=latents.device, generator=generator)
+    prediction = model(scheduler.add_noise(latents, noise, timesteps), timesteps).sample
+    if scheduler.config.prediction_type == "epsilon":
+        target = noise
+    else:
+        target = scheduler.get_velocity(latents, noise, timesteps)
+    return F.mse_loss(prediction.float(), target)
+
+
+@torch.no_grad()
+def encode_images(
+    vae: FQModel, images: torch.Tensor, flip: bool = False, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """Images (B, c, H, W) -> quantized diffusion latents (B, C, H', W'), of mirrored images half the time if `flip`."""
+    images = images.to(vae.device)
+    if flip:
+        images = random_flip(images, generator)
+    latents = vae.encode(images.to(vae.dtype)).latents
+    return vae.to_diffusion_latents(vae.quantize_latents(latents).latents)
+
+
+class LatentDataset(Dataset):
+    """Diffusion latents of each image, in one or, with mirrored images, two views: tensors (V, C, H, W)."""
+
+    def __init__(self, latents: torch.Tensor):
+        self.latents = latents
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        return self.latents[i]
+
+
+def load_or_cache_latents(folder: Path, vae: FQModel, images: ImageDataset, flip: bool) -> LatentDataset:
+    """The latents of all images, from the folder if they were saved there for the same FQ-VAE and images."""
+    path = folder / LATENTS_FILE
+    key = _fingerprint(vae, images, flip)
+    if path.is_file():
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("key") == key:
+                return LatentDataset(file.get_tensor("latents"))
+    batches = []
+    for batch in tqdm(DataLoader(images, batch_size=ENCODE_BATCH_SIZE), desc="encoding images"):
+        views = [batch, batch.flip(-1)] if flip else [batch]
+        batches.append(torch.stack([encode_images(vae, view).cpu() for view in views], dim=1))
+    latents = torch.cat(batches)
+    save_file({"latents": latents}, path, metadata={"key": key})
+    return LatentDataset(latents)
+
+
+def _fingerprint(vae: FQModel, images: ImageDataset, flip: bool) -> str:
+    digest = hashlib.sha256(f"{images.config} {len(images)} {flip}".encode())
+    for name, value in vae.state_dict().items():
+        digest.update(name.encode() + value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def held_out_loss(
+    unet: UNet2DModel, scheduler: DDPMScheduler, vae: FQModel, images: ImageDataset, batch_size: int
+) -> float:
+    """The diffusion loss on held-out images, with the same noise at every call."""
+    unet.eval()
+    generator = torch.Generator(unet.device).manual_seed(0)
+    total = 0.0
+    for batch in DataLoader(images, batch_size=batch_size):
+        latents = encode_images(vae, batch)
+        total += diffusion_loss(unet, scheduler, latents, generator).item() * len(batch)
+    return total / len(images)

@@ -1,0 +1,83 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fq_ldm.training.config import DataConfig, LDMConfig, TrainingConfig, UserError, VAEConfig, parse_config
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*/*.yaml"))
+
+
+def write(tmp_path, **values):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return ["--config", str(path)]
+
+
+def test_flags_win_over_the_file_and_types_are_kept(tmp_path):
+    argv = write(tmp_path, dataset="d", resolution=[16, 24], learning_rate="2e-3", random_flip=True, center_crop=None)
+    data, config = parse_config([*argv, "--seed", "7", "--learning_rate", "1e-4"], DataConfig, TrainingConfig)
+    assert data.dataset == "d" and data.size == (16, 24) and data.random_flip is True and data.center_crop is None
+    assert config.seed == 7 and config.learning_rate == 1e-4
+
+
+@pytest.mark.parametrize(
+    "values, flags, message",
+    [
+        (dict(learning_rte=1), [], "config.yaml: unknown key 'learning_rte'; did you mean 'learning_rate'?"),
+        (dict(seed="many"), [], "argument --seed: invalid int value: 'many'"),
+        (dict(seed={"a": 1}), [], "'seed' must be a value, not a mapping"),
+        (dict(mixed_precision="fp8"), [], "invalid choice: 'fp8'"),
+        (dict(channels=2), [], "channels: must be 1 or 3, not 2"),
+        (dict(resolution=[0]), [], "resolution: must be one or two positive numbers"),
+        (dict(train_batch_size=-1), [], "train_batch_size: must be positive, not -1"),
+        ({}, ["--lerning_rate", "1"], "unrecognized arguments: --lerning_rate 1"),
+        ({}, [], "dataset: is required"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, values, flags, message):
+    argv = write(tmp_path, **values)
+    with pytest.raises(UserError) as error:
+        parse_config([*argv, *flags], DataConfig, TrainingConfig, required=("dataset",))
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text, message", [("a: [", "is not valid YAML"), ("- 1", "must hold 'key: value' lines")])
+def test_files_that_hold_no_options(tmp_path, text, message):
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        parse_config(["--config", str(tmp_path / "bad.yaml")], DataConfig)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(UserError, match="cannot be read"):
+        parse_config(["--config", str(tmp_path / "none.yaml")], DataConfig)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_shipped_configs_describe_models(path):
+    from fq_ldm.training.diffusion import build_scheduler, build_unet
+    from train_vae import build_model
+
+    data, vae, _ = parse_config(
+        ["--config", str(path.parent / "vae.yaml")], DataConfig, VAEConfig, TrainingConfig,
+        required=("dataset", "output_dir"),
+    )  # fmt: skip
+    model = build_model(data, vae)
+    if path.name == "ldm.yaml":
+        ldm_data, ldm, _ = parse_config(
+            ["--config", str(path), "--vae", "x"], DataConfig, LDMConfig, TrainingConfig,
+            required=("dataset", "output_dir"),
+        )  # fmt: skip
+        assert (ldm_data.dataset, ldm_data.size, ldm_data.channels) == (data.dataset, data.size, data.channels)
+        unet = build_unet(ldm, model.diffusion_latent_shape)
+        assert unet.config.in_channels == model.diffusion_latent_shape[0]
+        assert build_scheduler(ldm).config.clip_sample is False
+
+
+def test_there_are_configs_for_every_dataset():
+    folders = {path.parent.name for path in CONFIGS}
+    assert folders >= {"quickstart", "mnist", "cifar10", "celeba64", "lsun_church"}
+    assert all(
+        (Path(__file__).parent.parent / "configs" / f / n).is_file() for f in folders for n in ("vae.yaml", "ldm.yaml")
+    )

@@ -1,0 +1,186 @@
+"""Both scripts, judged by the files they leave and the lines they print."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from fq_ldm import FQLDMPipeline, FQModel
+
+ROOT = Path(__file__).parent.parent
+
+VAE_OPTIONS = dict(
+    channels=1, resolution=16, validation_size=8, latent_channels=1, block_out_channels=8, norm_num_groups=4,
+    num_tokens=8, num_vq_embeddings=16, vq_embed_dim=4, spectral_crop=8, diffusion_patch_size=2, init_images=32,
+    train_batch_size=8, lr_warmup_steps=1, logging_steps=1,
+)  # fmt: skip
+LDM_OPTIONS = dict(
+    channels=1, resolution=16, validation_size=8, unet_block_out_channels=[8, 8], unet_layers_per_block=1,
+    unet_attention_levels=1, unet_attention_head_dim=4, unet_norm_num_groups=4, train_batch_size=8, lr_warmup_steps=1,
+    logging_steps=1, preview_images=4, preview_inference_steps=2,
+)  # fmt: skip
+
+
+def run(script, tmp_path, expect=0, **options):
+    flags = []
+    for key, value in options.items():
+        flags += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
+    # accelerate launch sets the same variables; python is quicker to start.
+    result = subprocess.run([sys.executable, str(ROOT / script), *flags], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == expect, result.stderr
+    return result
+
+
+@pytest.fixture(scope="module")
+def vae(image_folder, tmp_path_factory):
+    """The folder of an FQ-VAE after two steps, and what the script printed."""
+    folder = tmp_path_factory.mktemp("vae")
+    result = run("train_vae.py", folder, dataset=image_folder, output_dir="vae", max_train_steps=2, **VAE_OPTIONS)
+    return folder / "vae", result
+
+
+@pytest.fixture(scope="module")
+def pipeline(image_folder, vae, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ldm")
+    result = run(
+        "train_ldm.py", folder, dataset=image_folder, output_dir="pipeline", vae=vae[0], max_train_steps=2,
+        random_flip=True, **LDM_OPTIONS,
+    )  # fmt: skip
+    return folder / "pipeline", result
+
+
+def test_train_vae_leaves_a_model_a_card_and_pictures(vae):
+    folder, result = vae
+    model = FQModel.from_pretrained(folder).eval()
+    assert model.config.num_tokens == 8 and model.bits_per_image == 32
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["images"] == 8 and 0 < metrics["ssim"] <= 1 and 1 <= metrics["codes_used"] <= 16
+    card = (folder / "README.md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["library_name"] == "diffusers"
+    assert "![" in card and "FQModel.from_pretrained" in card and f"{metrics['ssim']:.4g}" in card
+    assert "num_vq_embeddings: 16" in card and "bits per image | 32" in card
+    assert Image.open(folder / "reconstructions.png").width > 8 * 16
+    assert (folder / "previews" / "00000002.png").is_file()
+    assert list((folder / "logs").rglob("events.out.tfevents*"))
+    assert yaml.safe_load((folder / "training_config.yaml").read_text())["num_vq_embeddings"] == 16
+    assert "num_vq_embeddings: 16" in result.stdout  # the resolved configuration
+    for shown in ("loss=", "images/s=", "perplexity=", "codes_used="):
+        assert shown in result.stderr
+    assert not list(folder.glob("*.bin"))
+
+
+def test_diffusion_latents_are_measured_on_the_trained_model(vae, image_folder):
+    from fq_ldm.training.data import DataConfig, load_images
+    from fq_ldm.training.diffusion import encode_images
+
+    data = DataConfig(dataset=str(image_folder), channels=1, resolution=[16], validation_size=8)
+    latents = encode_images(FQModel.from_pretrained(vae[0]).eval(), torch.stack(list(load_images(data)[0])))
+    torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(4), atol=1e-4, rtol=0)
+
+
+def test_train_ldm_leaves_a_pipeline(pipeline):
+    folder, _ = pipeline
+    loaded = FQLDMPipeline.from_pretrained(folder)
+    loaded.set_progress_bar_config(disable=True)
+    assert loaded.scheduler.config.clip_sample is False and loaded.scheduler.config.num_train_timesteps == 1000
+    assert np.asarray(loaded(1, 2).images[0]).shape == (16, 16)
+    assert Image.open(folder / "samples.png").width > 32
+    card = (folder / "README.md").read_text()
+    assert "FQLDMPipeline.from_pretrained" in card and "held out loss" in card
+    assert load_file(folder / "latents.safetensors")["latents"].shape == (32, 2, 4, 4, 4)
+    assert (folder / "unet" / "diffusion_pytorch_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_vae_resumes_exactly(image_folder, tmp_path, accumulation):
+    """6 steps (past the first epoch of 4 batches), and 3 + 3 with a stop between, end in the same weights."""
+    common = dict(
+        dataset=image_folder, random_flip=True, gradient_accumulation_steps=accumulation, checkpointing_steps=3,
+        num_train_epochs=3, lr_scheduler="constant_with_warmup", **VAE_OPTIONS,
+    )  # fmt: skip
+    run("train_vae.py", tmp_path, output_dir="whole", max_train_steps=6, **common)
+    run("train_vae.py", tmp_path, output_dir="parts", max_train_steps=3, **common)
+    result = run("train_vae.py", tmp_path, output_dir="parts", max_train_steps=6, **common)
+    assert "resuming from" in result.stdout
+    whole, parts = (load_file(tmp_path / d / "diffusion_pytorch_model.safetensors") for d in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert [p.name for p in sorted((tmp_path / "parts" / "checkpoints").iterdir())] == [
+        "step_00000003",
+        "step_00000006",
+    ]
+
+
+def test_ldm_resumes_exactly(image_folder, vae, tmp_path):
+    common = dict(
+        dataset=image_folder, vae=vae[0], random_flip=True, lr_scheduler="constant_with_warmup", checkpointing_steps=2,
+        checkpoints_total_limit=1, **LDM_OPTIONS,
+    )  # fmt: skip
+    run("train_ldm.py", tmp_path, output_dir="whole", max_train_steps=6, **common)
+    run("train_ldm.py", tmp_path, output_dir="parts", max_train_steps=2, **common)
+    run("train_ldm.py", tmp_path, output_dir="parts", max_train_steps=6, **common)
+    whole, parts = (load_file(tmp_path / d / "unet/diffusion_pytorch_model.safetensors") for d in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert [p.name for p in (tmp_path / "parts" / "checkpoints").iterdir()] == ["step_00000006"]
+
+
+def test_ldm_without_cache_ema_or_tracker(image_folder, vae, tmp_path):
+    run(
+        "train_ldm.py", tmp_path, dataset=image_folder, vae=vae[0], output_dir="out", max_train_steps=2, use_ema=False,
+        cache_latents=False, report_to="none", prediction_type="v_prediction", mixed_precision="bf16", **LDM_OPTIONS,
+    )  # fmt: skip
+    assert (tmp_path / "out" / "model_index.json").is_file()
+    assert not (tmp_path / "out" / "latents.safetensors").exists() and not (tmp_path / "out" / "logs").exists()
+
+
+def test_dry_run_prints_and_saves_the_configuration_only(image_folder, tmp_path):
+    result = run("train_vae.py", tmp_path, dataset=image_folder, output_dir="out", dry_run=True, **VAE_OPTIONS)
+    assert "num_vq_embeddings: 16" in result.stdout
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["training_config.yaml"]
+
+
+@pytest.mark.parametrize(
+    "changes, status, message",
+    [
+        (dict(mixed_precision="fp16"), 2, "mixed_precision: fp16 needs a GPU; on a CPU use no, or bf16"),
+        (dict(num_tokens=100), 2, "100 tokens of 4 coefficients need 400"),
+        (dict(channels=3), 1, "is L (1 channels), but channels is 3 (RGB)"),
+        (dict(dataset="nowhere"), 1, "nowhere: cannot be loaded"),
+        (dict(train_batch_size=64), 1, "32 training images do not fill a batch of 64"),
+        (dict(lr_scheduler="steep"), 2, "invalid choice: 'steep'"),
+        (dict(report_to="paper"), 2, "report_to: "),
+    ],
+)
+def test_mistakes_end_in_one_line(image_folder, tmp_path, changes, status, message):
+    options = {**VAE_OPTIONS, "dataset": image_folder, "output_dir": "out", "max_train_steps": 1, **changes}
+    if changes.get("mixed_precision") == "fp16" and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    result = run("train_vae.py", tmp_path, expect=status, **options)
+    lines = [line for line in result.stderr.splitlines() if line.startswith("train_vae.py: error: ")]
+    assert len(lines) == 1 and message in lines[0]
+    assert "Traceback" not in result.stderr
+
+
+def test_a_folder_of_another_run_is_left_alone(image_folder, tmp_path):
+    common = {**VAE_OPTIONS, "dataset": image_folder, "output_dir": "out"}
+    run("train_vae.py", tmp_path, max_train_steps=1, **common)
+    before = (tmp_path / "out" / "training_config.yaml").read_text()
+    result = run("train_vae.py", tmp_path, expect=2, max_train_steps=1, **{**common, "num_vq_embeddings": 8})
+    assert "holds checkpoints of a run with other options (num_vq_embeddings 16 -> 8)" in result.stderr
+    assert (tmp_path / "out" / "training_config.yaml").read_text() == before
+
+
+def test_ldm_refuses_a_wrong_vae(image_folder, vae, tmp_path):
+    common = {**LDM_OPTIONS, "dataset": image_folder, "output_dir": "out", "max_train_steps": 1}
+    result = run("train_ldm.py", tmp_path, expect=1, vae=tmp_path / "none", **common)
+    assert "vae: no FQ-VAE can be loaded from" in result.stderr and "Traceback" not in result.stderr
+    result = run("train_ldm.py", tmp_path, expect=2, vae=vae[0], **{**common, "resolution": 32})
+    assert "takes images of 1x16x16, but channels and resolution give 1x32x32" in result.stderr

@@ -1,0 +1,122 @@
+"""Train an FQ-VAE: accelerate launch train_vae.py --config configs/mnist/vae.yaml [--key value ...]"""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
+
+from fq_ldm import FQModel
+from fq_ldm.metrics import CodebookUsage, evaluate_reconstruction, pixel_variance
+from fq_ldm.training.checkpoint import checkpoints
+from fq_ldm.training.config import DataConfig, TrainingConfig, UserError, VAEConfig, parse_config, resolved, run_script
+from fq_ldm.training.data import ImageDataset, load_images, random_flip, sample_images
+from fq_ldm.training.hub import push_to_hub, save_card, save_metrics
+from fq_ldm.training.loop import make_accelerator, make_loader, start_run, train
+from fq_ldm.training.pictures import display_scale, save_grid
+
+PREVIEW_IMAGES = 8
+
+
+def main(argv: list[str]) -> None:
+    data, vae, config = parse_config(argv, DataConfig, VAEConfig, TrainingConfig, required=("dataset", "output_dir"))
+    options = resolved(data, vae, config)
+    model = build_model(data, vae)
+    start_run(config, options)
+    if config.dry_run:
+        return
+
+    accelerator = make_accelerator(config)
+    folder = Path(config.output_dir)
+    train_images, validation_images = load_images(data)
+    with accelerator.main_process_first():
+        sample = sample_images(train_images, vae.init_images, config.seed)
+    if not checkpoints(folder / "checkpoints"):
+        accelerator.print(f"initialising from {len(sample)} training images")
+        torch.manual_seed(config.seed)
+        model = build_model(data, vae)
+        model.initialize_(sample)
+    shown = sample_images(validation_images, PREVIEW_IMAGES, seed=0)
+    usage = CodebookUsage(vae.num_vq_embeddings)
+
+    def compute_loss(model, images, generator):
+        if data.random_flip:
+            images = random_flip(images, generator)
+        output = model(images)
+        reconstruction_loss = F.mse_loss(output.sample.float(), images)
+        usage.add(output.indices)
+        logs = {
+            "reconstruction_loss": reconstruction_loss.detach(),
+            "commit_loss": output.commit_loss.detach(),
+            "perplexity": output.perplexity,
+            "codes_used": usage.codes_used(),
+        }
+        return reconstruction_loss + output.commit_loss, logs
+
+    def preview(step):
+        model.eval()
+        with torch.no_grad():
+            reconstructions = model(shown.to(accelerator.device)).sample.float().cpu()
+        pairs = (torch.cat([shown, reconstructions]) + 1) / 2
+        picture = save_grid(pairs, folder / "previews" / f"{step:08d}.png", PREVIEW_IMAGES, display_scale(data.size[0]))
+        return {"reconstructions": picture}
+
+    loader = make_loader(train_images, config, data.dataloader_num_workers)
+    train(accelerator, config, model, loader, compute_loss, preview)
+
+    if accelerator.is_main_process:
+        finish(model, train_images, validation_images, sample, shown, config, options)
+
+
+def build_model(data: DataConfig, vae: VAEConfig) -> FQModel:
+    """The untrained model that these options describe."""
+    arguments = asdict(vae)
+    del arguments["init_images"]
+    try:
+        return FQModel(in_channels=data.channels, sample_size=data.size, **arguments)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def finish(
+    model: FQModel,
+    train_images: ImageDataset,
+    validation_images: ImageDataset,
+    sample: torch.Tensor,
+    shown: torch.Tensor,
+    config: TrainingConfig,
+    options: dict,
+) -> None:
+    """Measure the trained model, and save it with its card."""
+    folder = Path(config.output_dir)
+    model.eval()
+    with torch.no_grad():
+        latents = torch.cat([model.encode(batch.to(model.device)).latents for batch in sample.split(256)])
+        model.measure_diffusion_latents_(latents)
+        reconstructions = model(shown.to(model.device)).sample.float().cpu()
+    variance = pixel_variance(DataLoader(train_images, batch_size=256))
+    metrics = evaluate_reconstruction(model, DataLoader(validation_images, batch_size=128), variance)
+    print("validation: " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
+    model.save_pretrained(folder)
+    pairs = (torch.cat([shown, reconstructions]) + 1) / 2
+    save_grid(pairs, folder / "reconstructions.png", PREVIEW_IMAGES, display_scale(shown.shape[-2]))
+    save_metrics(folder, metrics)
+    save_card(
+        folder,
+        title=f"FQ-VAE on {options['dataset']}",
+        summary=f"A frequency-quantized VAE: {model.config.num_tokens} tokens from {model.config.num_vq_embeddings} "
+        f"codes, {model.bits_per_image:.0f} bits per image. Above, held-out images; below, their reconstructions.",
+        picture="reconstructions.png",
+        usage=f'from fq_ldm import FQModel\n\nmodel = FQModel.from_pretrained("{folder.name}").eval()\n'
+        "tokens = model.tokenize(images)  # images (B, c, H, W) in [-1, 1] -> (B, U)\n"
+        "reconstructions = model.detokenize(tokens)",
+        metrics=metrics,
+        options=options,
+    )
+    if config.push_to_hub:
+        push_to_hub(config)
+
+
+if __name__ == "__main__":
+    run_script(main)
