@@ -51,13 +51,13 @@ def main(argv: list[str]) -> None:
     else:
         train_data = train_images
 
-    def compute_loss(model, batch, generator):
+    def compute_loss(prepared, batch, generator):
         if ldm.cache_latents:
             views = torch.randint(batch.shape[1], (len(batch),), device=batch.device, generator=generator)
             latents = batch[torch.arange(len(batch), device=batch.device), views]
         else:
             latents = encode_images(vae, batch, data.random_flip, generator)
-        return diffusion_loss(model, scheduler, latents, generator), {}
+        return diffusion_loss(prepared, scheduler, latents, generator), {}
 
     def preview(step):
         images = sample(unet, vae, scheduler, ema, ldm)
@@ -68,11 +68,13 @@ def main(argv: list[str]) -> None:
     train(accelerator, config, unet, loader, compute_loss, preview, ema)
 
     if accelerator.is_main_process:
+        unet = accelerator.unwrap_model(unet, keep_fp32_wrapper=False)
         if ema is not None:
             ema.copy_to(unet.parameters())
         metrics = {"held_out_loss": held_out_loss(unet, scheduler, vae, validation_images, config.train_batch_size)}
         print(f"validation: {metrics}")
         finish(FQLDMPipeline(vae, unet.eval(), scheduler), ldm, config, metrics, options)
+    accelerator.end_training()
 
 
 def sample(unet: UNet2DModel, vae: FQModel, scheduler, ema: EMAModel | None, ldm: LDMConfig) -> torch.Tensor:
@@ -106,7 +108,7 @@ def finish(pipeline: FQLDMPipeline, ldm: LDMConfig, config: TrainingConfig, metr
     channels, height, width = pipeline.vqvae.diffusion_latent_shape
     save_card(
         folder,
-        title=f"FQ-LDM on {options['dataset']}",
+        title=f"FQ-LDM on {Path(options['dataset']).name}",
         summary=f"Latent diffusion on the quantized frequency latents of an FQ-VAE: a UNet of {parameters / 1e6:.2f} M "
         f"parameters on {channels}x{height}x{width} latents, {pipeline.vqvae.bits_per_image:.0f} bits per image. "
         f"The samples are not selected; {ldm.preview_inference_steps} steps of DPM-Solver++.",

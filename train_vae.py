@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
 from fq_ldm import FQModel
-from fq_ldm.metrics import CodebookUsage, evaluate_reconstruction, pixel_variance
+from fq_ldm.metrics import evaluate_reconstruction, pixel_variance
+from fq_ldm.quantization.codebook import perplexity
 from fq_ldm.training.checkpoint import checkpoints
 from fq_ldm.training.config import DataConfig, TrainingConfig, UserError, VAEConfig, parse_config, resolved, run_script
 from fq_ldm.training.data import ImageDataset, load_images, random_flip, sample_images
@@ -17,6 +18,7 @@ from fq_ldm.training.loop import make_accelerator, make_loader, start_run, train
 from fq_ldm.training.pictures import display_scale, save_grid
 
 PREVIEW_IMAGES = 8
+USED_SHARE = 0.01  # in the progress bar, a code counts as used from this part of the mean usage on
 
 
 def main(argv: list[str]) -> None:
@@ -38,19 +40,18 @@ def main(argv: list[str]) -> None:
         model = build_model(data, vae)
         model.initialize_(sample)
     shown = sample_images(validation_images, PREVIEW_IMAGES, seed=0)
-    usage = CodebookUsage(vae.num_vq_embeddings)
 
-    def compute_loss(model, images, generator):
+    def compute_loss(prepared, images, generator):
         if data.random_flip:
             images = random_flip(images, generator)
-        output = model(images)
+        output = prepared(images)
         reconstruction_loss = F.mse_loss(output.sample.float(), images)
-        usage.add(output.indices)
+        usage = model.quantize.codebook.usage  # a running mean, over about 1 / (1 - usage_decay) batches
         logs = {
             "reconstruction_loss": reconstruction_loss.detach(),
             "commit_loss": output.commit_loss.detach(),
-            "perplexity": output.perplexity,
-            "codes_used": usage.codes_used(),
+            "perplexity": perplexity(usage),
+            "codes_used": (usage > USED_SHARE / len(usage)).sum(),
         }
         return reconstruction_loss + output.commit_loss, logs
 
@@ -66,7 +67,9 @@ def main(argv: list[str]) -> None:
     train(accelerator, config, model, loader, compute_loss, preview)
 
     if accelerator.is_main_process:
+        model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         finish(model, train_images, validation_images, sample, shown, config, options)
+    accelerator.end_training()
 
 
 def build_model(data: DataConfig, vae: VAEConfig) -> FQModel:
@@ -104,7 +107,7 @@ def finish(
     save_metrics(folder, metrics)
     save_card(
         folder,
-        title=f"FQ-VAE on {options['dataset']}",
+        title=f"FQ-VAE on {Path(options['dataset']).name}",
         summary=f"A frequency-quantized VAE: {model.config.num_tokens} tokens from {model.config.num_vq_embeddings} "
         f"codes, {model.bits_per_image:.0f} bits per image. Above, held-out images; below, their reconstructions.",
         picture="reconstructions.png",

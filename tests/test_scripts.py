@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 
+import train_ldm
+import train_vae
 from fq_ldm import FQLDMPipeline, FQModel
+from fq_ldm.training.config import run_script
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,14 +32,38 @@ LDM_OPTIONS = dict(
 )  # fmt: skip
 
 
-def run(script, tmp_path, expect=0, **options):
+def to_flags(options):
     flags = []
     for key, value in options.items():
         flags += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
-    # accelerate launch sets the same variables; python is quicker to start.
-    result = subprocess.run([sys.executable, str(ROOT / script), *flags], cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == expect, result.stderr
+    return flags
+
+
+def run(script, tmp_path, **options):
+    """Run a script in a process of its own, as people do."""
+    command = [sys.executable, str(ROOT / script), *to_flags(options)]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
     return result
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, capsys):
+    """`call(main, **options)` runs a script's main in this process: its exit status, output and errors."""
+
+    def call(main, **options):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["script.py", *to_flags(options)])
+        AcceleratorState._reset_state(reset_partial_state=True)
+        status = 0
+        try:
+            run_script(main)
+        except SystemExit as end:
+            status = end.code
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
 
 
 @pytest.fixture(scope="module")
@@ -132,18 +160,28 @@ def test_ldm_resumes_exactly(image_folder, vae, tmp_path):
     assert [p.name for p in (tmp_path / "parts" / "checkpoints").iterdir()] == ["step_00000006"]
 
 
-def test_ldm_without_cache_ema_or_tracker(image_folder, vae, tmp_path):
-    run(
-        "train_ldm.py", tmp_path, dataset=image_folder, vae=vae[0], output_dir="out", max_train_steps=2, use_ema=False,
-        cache_latents=False, report_to="none", prediction_type="v_prediction", mixed_precision="bf16", **LDM_OPTIONS,
-    )  # fmt: skip
+def test_ldm_without_cache_ema_or_tracker(image_folder, vae, tmp_path, call):
+    status, _, errors = call(
+        train_ldm.main,
+        dataset=image_folder,
+        vae=vae[0],
+        output_dir="out",
+        max_train_steps=2,
+        use_ema=False,
+        cache_latents=False,
+        report_to="none",
+        prediction_type="v_prediction",
+        mixed_precision="bf16",
+        **LDM_OPTIONS,
+    )
+    assert status == 0, errors
     assert (tmp_path / "out" / "model_index.json").is_file()
     assert not (tmp_path / "out" / "latents.safetensors").exists() and not (tmp_path / "out" / "logs").exists()
 
 
-def test_dry_run_prints_and_saves_the_configuration_only(image_folder, tmp_path):
-    result = run("train_vae.py", tmp_path, dataset=image_folder, output_dir="out", dry_run=True, **VAE_OPTIONS)
-    assert "num_vq_embeddings: 16" in result.stdout
+def test_dry_run_prints_and_saves_the_configuration_only(image_folder, tmp_path, call):
+    status, output, _ = call(train_vae.main, dataset=image_folder, output_dir="out", dry_run=True, **VAE_OPTIONS)
+    assert status == 0 and "num_vq_embeddings: 16" in output
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["training_config.yaml"]
 
 
@@ -159,28 +197,28 @@ def test_dry_run_prints_and_saves_the_configuration_only(image_folder, tmp_path)
         (dict(report_to="paper"), 2, "report_to: "),
     ],
 )
-def test_mistakes_end_in_one_line(image_folder, tmp_path, changes, status, message):
-    options = {**VAE_OPTIONS, "dataset": image_folder, "output_dir": "out", "max_train_steps": 1, **changes}
+def test_mistakes_end_in_one_line(image_folder, call, changes, status, message):
     if changes.get("mixed_precision") == "fp16" and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    result = run("train_vae.py", tmp_path, expect=status, **options)
-    lines = [line for line in result.stderr.splitlines() if line.startswith("train_vae.py: error: ")]
-    assert len(lines) == 1 and message in lines[0]
-    assert "Traceback" not in result.stderr
+    options = {**VAE_OPTIONS, "dataset": image_folder, "output_dir": "out", "max_train_steps": 1, **changes}
+    found, _, errors = call(train_vae.main, **options)
+    lines = [line for line in errors.splitlines() if line.startswith("script.py: error: ")]
+    assert found == status and len(lines) == 1 and message in lines[0]
 
 
-def test_a_folder_of_another_run_is_left_alone(image_folder, tmp_path):
-    common = {**VAE_OPTIONS, "dataset": image_folder, "output_dir": "out"}
-    run("train_vae.py", tmp_path, max_train_steps=1, **common)
+def test_a_folder_of_another_run_is_left_alone(image_folder, tmp_path, call):
+    common = {**VAE_OPTIONS, "dataset": image_folder, "output_dir": "out", "max_train_steps": 1}
+    assert call(train_vae.main, **common)[0] == 0
     before = (tmp_path / "out" / "training_config.yaml").read_text()
-    result = run("train_vae.py", tmp_path, expect=2, max_train_steps=1, **{**common, "num_vq_embeddings": 8})
-    assert "holds checkpoints of a run with other options (num_vq_embeddings 16 -> 8)" in result.stderr
+    status, _, errors = call(train_vae.main, **{**common, "num_vq_embeddings": 8})
+    assert status == 2
+    assert "holds checkpoints of a run with other options (num_vq_embeddings 16 -> 8)" in errors
     assert (tmp_path / "out" / "training_config.yaml").read_text() == before
 
 
-def test_ldm_refuses_a_wrong_vae(image_folder, vae, tmp_path):
+def test_ldm_refuses_a_wrong_vae(image_folder, vae, tmp_path, call):
     common = {**LDM_OPTIONS, "dataset": image_folder, "output_dir": "out", "max_train_steps": 1}
-    result = run("train_ldm.py", tmp_path, expect=1, vae=tmp_path / "none", **common)
-    assert "vae: no FQ-VAE can be loaded from" in result.stderr and "Traceback" not in result.stderr
-    result = run("train_ldm.py", tmp_path, expect=2, vae=vae[0], **{**common, "resolution": 32})
-    assert "takes images of 1x16x16, but channels and resolution give 1x32x32" in result.stderr
+    status, _, errors = call(train_ldm.main, vae=tmp_path / "none", **common)
+    assert status == 1 and "vae: no FQ-VAE can be loaded from" in errors
+    status, _, errors = call(train_ldm.main, vae=vae[0], **{**common, "resolution": 32})
+    assert status == 2 and "takes images of 1x16x16, but channels and resolution give 1x32x32" in errors

@@ -10,6 +10,8 @@ import yaml
 from diffusers.optimization import SchedulerType
 from transformers import HfArgumentParser
 
+LATENTS_FILE = "latents.safetensors"  # cached in the output folder; needed for training alone
+
 
 class UserError(Exception):
     """Something the user can mend; scripts print its one line and leave with `exit_status`."""

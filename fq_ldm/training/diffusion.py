@@ -12,10 +12,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ..models import FQModel
-from .config import DataConfig, DataError, LDMConfig, UserError, check
+from .config import LATENTS_FILE, DataConfig, DataError, LDMConfig, UserError, check
 from .data import ImageDataset, random_flip
 
-LATENTS_FILE = "latents.safetensors"
 ENCODE_BATCH_SIZE = 128
 
 

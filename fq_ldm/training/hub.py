@@ -5,7 +5,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCardData
 
-from .config import TrainingConfig, to_yaml
+from .config import LATENTS_FILE, TrainingConfig, to_yaml
 
 PAPER = (
     "Feng and Liu, *Frequency-Quantized Variational Autoencoder Based on 2D-FFT for Enhanced Image Reconstruction and "
@@ -74,8 +74,12 @@ def save_card(folder: Path, title: str, summary: str, picture: str, usage: str, 
 
 
 def push_to_hub(config: TrainingConfig) -> None:
-    """Upload the output folder, without checkpoints and logs; the login is that of `hf auth login`."""
+    """Upload the output folder, without what only training needs; the login is that of `hf auth login`."""
     api = HfApi()
     repository = config.hub_model_id or Path(config.output_dir).name
     repository = api.create_repo(repository, private=config.hub_private, exist_ok=True).repo_id
-    api.upload_folder(repo_id=repository, folder_path=config.output_dir, ignore_patterns=["checkpoints/**", "logs/**"])
+    api.upload_folder(
+        repo_id=repository,
+        folder_path=config.output_dir,
+        ignore_patterns=["checkpoints/**", "logs/**", LATENTS_FILE],
+    )

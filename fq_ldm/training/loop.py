@@ -125,8 +125,8 @@ def train(
         config: the options of the run.
         model: what is trained; its weights hold the result.
         loader: from `make_loader`.
-        compute_loss: `compute_loss(model, batch, generator)` gives the loss, a scalar, and a dictionary of what the
-            progress bar and the tracker show (numbers or scalar tensors).
+        compute_loss: `compute_loss(prepared_model, batch, generator)` gives the loss, a scalar, and a dictionary
+            of what the progress bar and the tracker show (numbers or scalar tensors).
         preview: `preview(step)` writes a picture and gives {name: arrays (n, H, W, 3)} for the tracker.
         ema: running mean of the model's parameters.
 
