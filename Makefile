@@ -6,7 +6,8 @@
 PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
-LAUNCH := $(VENV)/bin/accelerate launch
+LAUNCH := $(VENV)/bin/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no \
+	--dynamo_backend no --num_cpu_threads_per_process $(shell nproc)
 QUICKSTART := runs/quickstart
 
 .PHONY: install quickstart test test-slow lint
@@ -18,6 +19,8 @@ $(INSTALLED): setup.cfg pyproject.toml
 	$(VENV)/bin/pip install --editable '.[dev]'
 	touch $@
 
+# One thread a core, each bound to its own: two threads on one core wait for each other at every operation.
+quickstart: export OMP_PROC_BIND = true
 quickstart: $(INSTALLED)
 	$(LAUNCH) train_vae.py --config configs/quickstart/vae.yaml
 	$(LAUNCH) train_ldm.py --config configs/quickstart/ldm.yaml

@@ -75,8 +75,8 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
         raise UserError(f"report_to: {error}") from error
     if config.report_to != "none" and not accelerator.log_with:
         raise UserError(f"report_to: the package of the tracker '{config.report_to}' is not installed")
-    if accelerator.device.type == "cpu" and accelerator.num_processes == 1:
-        # accelerate launch gives a CPU process one thread; alone, it may have all the cores.
+    if accelerator.device.type == "cpu" and accelerator.num_processes == 1 and torch.get_num_threads() == 1:
+        # accelerate launch gives a CPU process one thread by default; alone, it may have all the cores.
         torch.set_num_threads(len(os.sched_getaffinity(0)))
     set_seed(config.seed)
     return accelerator
