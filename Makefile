@@ -19,8 +19,6 @@ $(INSTALLED): setup.cfg pyproject.toml
 	$(VENV)/bin/pip install --editable '.[dev]'
 	touch $@
 
-# One thread a core, each bound to its own: two threads on one core wait for each other at every operation.
-quickstart: export OMP_PROC_BIND = true
 quickstart: $(INSTALLED)
 	$(LAUNCH) train_vae.py --config configs/quickstart/vae.yaml
 	$(LAUNCH) train_ldm.py --config configs/quickstart/ldm.yaml
