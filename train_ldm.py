@@ -71,7 +71,7 @@ def main(argv: list[str]) -> None:
         unet = accelerator.unwrap_model(unet, keep_fp32_wrapper=False)
         if ema is not None:
             ema.copy_to(unet.parameters())
-        metrics = {"held_out_loss": held_out_loss(unet, scheduler, vae, validation_images, config.train_batch_size)}
+        metrics = {"validation_loss": held_out_loss(unet, scheduler, vae, validation_images, config.train_batch_size)}
         print(f"validation: {metrics}")
         finish(FQLDMPipeline(vae, unet.eval(), scheduler), ldm, config, metrics, options)
     accelerator.end_training()
@@ -120,6 +120,7 @@ def finish(pipeline: FQLDMPipeline, ldm: LDMConfig, config: TrainingConfig, metr
         f"images = pipeline(num_images=16, num_inference_steps={ldm.preview_inference_steps}).images  # faster",
         metrics={**metrics, "bits_per_image": pipeline.vqvae.bits_per_image, "unet_parameters": parameters},
         options=options,
+        pipeline_tag="unconditional-image-generation",
     )
     if config.push_to_hub:
         push_to_hub(config)

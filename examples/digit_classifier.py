@@ -6,7 +6,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 CONFIDENT = 0.9  # a digit counts as read when its most likely class has at least this probability
-EPOCHS = 10
+EPOCHS = 15
 BATCH_SIZE = 64
 
 
@@ -16,10 +16,11 @@ def train_classifier(images: torch.Tensor, labels: torch.Tensor) -> nn.Module:
     network = nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Dropout(0.25), nn.Linear(32 * 7 * 7, 64), nn.ReLU(), nn.Linear(64, 10),
+        nn.Flatten(), nn.Dropout(0.25), nn.Linear(32 * 7 * 7, 128), nn.ReLU(), nn.Linear(128, 10),
     )  # fmt: skip
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=1e-2)
-    for _ in tqdm(range(EPOCHS), desc="training the classifier"):
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2)
+    for epoch in tqdm(range(EPOCHS), desc="training the classifier"):
+        optimizer.param_groups[0]["lr"] = 2e-3 * (1 - epoch / EPOCHS)
         for batch in torch.randperm(len(images)).split(BATCH_SIZE):
             optimizer.zero_grad()
             F.cross_entropy(network(images[batch]), labels[batch]).backward()

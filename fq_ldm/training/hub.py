@@ -18,7 +18,16 @@ def save_metrics(folder: Path, metrics: dict) -> None:
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
 
 
-def save_card(folder: Path, title: str, summary: str, picture: str, usage: str, metrics: dict, options: dict) -> None:
+def save_card(
+    folder: Path,
+    title: str,
+    summary: str,
+    picture: str,
+    usage: str,
+    metrics: dict,
+    options: dict,
+    pipeline_tag: str | None = None,
+) -> None:
     """Write `README.md`: front matter, picture, usage, metrics and the training configuration.
 
     Args:
@@ -29,10 +38,11 @@ def save_card(folder: Path, title: str, summary: str, picture: str, usage: str, 
         usage: Python lines that use the model.
         metrics: name -> number, or text.
         options: the resolved configuration of the run.
+        pipeline_tag: the Hub's name of the task.
     """
     front = ModelCardData(
         library_name="diffusers",
-        pipeline_tag="unconditional-image-generation",
+        pipeline_tag=pipeline_tag,
         tags=["fq-vae", "fq-ldm", "vector-quantization", "latent-diffusion"],
     )
     shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in metrics.items()}
