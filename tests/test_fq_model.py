@@ -58,7 +58,8 @@ def test_straight_through_gradient(model, images):
 
 
 def test_loss_is_equation_1_in_latent_units(model, images):
-    """Codebook loss + 0.25 commitment loss, both the squared latent error; their gradients go separate ways."""
+    """Codebook loss + beta times commitment loss, each the squared latent error; their gradients part ways."""
+    model.quantize.commitment_weight = 0.25
     latents = model.encode(images).latents.detach().requires_grad_()
     out = model.quantize_latents(latents)
     spectrum, quantized = pack_spectrum(latents), pack_spectrum(out.latents)

@@ -77,7 +77,8 @@ class FQModel(VQModel):
         spectral_crop: h' = w', or (h', w'): tokens use only the coefficients of a spectrum of this size, and
             diffusion latents shrink to it; None for all of the latent's.
         diffusion_patch_size: p, folds p x p pixels of the diffusion latents into channels.
-        commitment_weight: beta of equation 1.
+        commitment_weight: beta of equation 1. The latent is as large as the image here, and at the paper's 0.25
+            the encoder lets it grow away from the codebook: the reconstruction stops improving after minutes.
         usage_decay: gamma of equation 8.
         graph_module: refine quantized tokens by equation 12.
 
@@ -106,7 +107,7 @@ class FQModel(VQModel):
         vq_embed_dim: int = 8,
         spectral_crop: int | tuple[int, int] | None = None,
         diffusion_patch_size: int = 1,
-        commitment_weight: float = 0.25,
+        commitment_weight: float = 1.0,
         usage_decay: float = 0.99,
         graph_module: bool = True,
     ):

@@ -58,7 +58,7 @@ class FrequencyQuantizer(nn.Module):
         num_vq_embeddings: int,
         vq_embed_dim: int,
         spectral_crop: tuple[int, int],
-        commitment_weight: float = 0.25,
+        commitment_weight: float = 1.0,
         usage_decay: float = 0.99,
         graph_module: bool = True,
     ):

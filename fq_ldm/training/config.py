@@ -133,7 +133,7 @@ class VAEConfig:
     vq_embed_dim: int = option(8, "m, Fourier coefficients in a token")
     spectral_crop: int | None = option(None, "side of the square of low frequencies that tokens use")
     diffusion_patch_size: int = option(1, "fold patches of this side into channels of the diffusion latents")
-    commitment_weight: float = option(0.25, "beta of equation 1")
+    commitment_weight: float = option(1.0, "beta of equation 1; the paper has 0.25")
     usage_decay: float = option(0.99, "gamma of equation 8")
     graph_module: bool = option(True, "refine quantized tokens by equation 12")
     init_images: int = option(4096, "training images that choose the coefficients and start the codebook")
