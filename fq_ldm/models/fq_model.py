@@ -77,8 +77,8 @@ class FQModel(VQModel):
         spectral_crop: h' = w', or (h', w'): tokens use only the coefficients of a spectrum of this size, and
             diffusion latents shrink to it; None for all of the latent's.
         diffusion_patch_size: p, folds p x p pixels of the diffusion latents into channels.
-        commitment_weight: beta of equation 1. The latent is as large as the image here, and at the paper's 0.25
-            the encoder lets it grow away from the codebook: the reconstruction stops improving after minutes.
+        commitment_weight: beta of equation 1. The paper has 0.25, which uses the codes most evenly; 1 keeps the
+            latents of natural images from outgrowing the codebook, and so the reconstruction error lower.
         usage_decay: gamma of equation 8.
         graph_module: refine quantized tokens by equation 12.
 
