@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 
 from fq_ldm import FQModel
 from fq_ldm.metrics import evaluate_reconstruction, pixel_variance
@@ -98,8 +99,9 @@ def finish(
         latents = torch.cat([model.encode(batch.to(model.device)).latents for batch in sample.split(256)])
         model.measure_diffusion_latents_(latents)
         reconstructions = model(shown.to(model.device)).sample.float().cpu()
-    variance = pixel_variance(DataLoader(train_images, batch_size=256))
-    metrics = evaluate_reconstruction(model, DataLoader(validation_images, batch_size=128), variance)
+    variance = pixel_variance(tqdm(DataLoader(train_images, batch_size=256), desc="variance of the pixels"))
+    held_out = tqdm(DataLoader(validation_images, batch_size=128), desc="held-out images")
+    metrics = evaluate_reconstruction(model, held_out, variance)
     print("validation: " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
     model.save_pretrained(folder)
     pairs = (torch.cat([shown, reconstructions]) + 1) / 2
