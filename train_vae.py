@@ -33,8 +33,7 @@ def main(argv: list[str]) -> None:
     accelerator = make_accelerator(config)
     folder = Path(config.output_dir)
     train_images, validation_images = load_images(data)
-    with accelerator.main_process_first():
-        sample = sample_images(train_images, vae.init_images, config.seed)
+    sample = sample_images(train_images, vae.init_images, config.seed)
     if not checkpoints(folder / "checkpoints"):
         accelerator.print(f"initialising from {len(sample)} training images")
         torch.manual_seed(config.seed)

@@ -37,7 +37,7 @@ def save_checkpoint(
         (partial / PROGRESS_FILE).write_text(json.dumps({"step": step, "schedule": schedule}))
         if ema is not None:
             parameters = {str(i): p.contiguous() for i, p in enumerate(ema.shadow_params)}
-            save_file(parameters, partial / EMA_FILE, metadata={"step": str(ema.optimization_step)})
+            save_file(parameters, partial / EMA_FILE)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         for old in checkpoints(folder)[:-limit]:

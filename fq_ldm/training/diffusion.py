@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DModel
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..models import FQModel
@@ -118,34 +118,24 @@ def encode_images(
     return vae.to_diffusion_latents(vae.quantize_latents(latents).latents)
 
 
-class LatentDataset(Dataset):
-    """Diffusion latents of each image, in one or, with mirrored images, two views: tensors (V, C, H, W)."""
+def load_or_cache_latents(folder: Path, vae: FQModel, images: ImageDataset, flip: bool) -> torch.Tensor:
+    """The diffusion latents of all images (n, V, C, H, W), in one or, with mirrored images, V = 2 views.
 
-    def __init__(self, latents: torch.Tensor):
-        self.latents = latents
-
-    def __len__(self) -> int:
-        return len(self.latents)
-
-    def __getitem__(self, i: int) -> torch.Tensor:
-        return self.latents[i]
-
-
-def load_or_cache_latents(folder: Path, vae: FQModel, images: ImageDataset, flip: bool) -> LatentDataset:
-    """The latents of all images, from the folder if they were saved there for the same FQ-VAE and images."""
+    They come from the folder if they were saved there for the same FQ-VAE and images.
+    """
     path = folder / LATENTS_FILE
     key = _fingerprint(vae, images, flip)
     if path.is_file():
         with safe_open(path, framework="pt") as file:
             if (file.metadata() or {}).get("key") == key:
-                return LatentDataset(file.get_tensor("latents"))
+                return file.get_tensor("latents")
     batches = []
     for batch in tqdm(DataLoader(images, batch_size=ENCODE_BATCH_SIZE), desc="encoding images"):
         views = [batch, batch.flip(-1)] if flip else [batch]
         batches.append(torch.stack([encode_images(vae, view).cpu() for view in views], dim=1))
     latents = torch.cat(batches)
     save_file({"latents": latents}, path, metadata={"key": key})
-    return LatentDataset(latents)
+    return latents
 
 
 def _fingerprint(vae: FQModel, images: ImageDataset, flip: bool) -> str:
