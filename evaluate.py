@@ -12,11 +12,11 @@ from fq_ldm.training.evaluation import (
     check_images,
     choose_images,
     chosen_metrics,
-    evaluate_pipeline,
     evaluate_vae,
     load_model,
     save_report,
 )
+from fq_ldm.training.sample_evaluation import evaluate_pipeline
 
 
 def main(argv: list[str]) -> None:
@@ -29,9 +29,11 @@ def main(argv: list[str]) -> None:
     images = choose_images(train_images if config.reference == "train" else validation_images, config)
 
     if is_pipeline:
-        results, arrays = evaluate_pipeline(model, images, config, metrics), {}
+        results, spectra = evaluate_pipeline(model, images, train_images, config, metrics, data.random_flip)
+        arrays = {"spectrum": spectra}
     else:
-        results, arrays = evaluate_vae(model, images, config, metrics)
+        results, codebook = evaluate_vae(model, images, config, metrics)
+        arrays = {"codebook": codebook}
 
     held_out = data.validation_split or f"images held out from {data.train_split}"
     report = {

@@ -14,10 +14,12 @@ from fq_ldm.training.diffusion import (
     build_scheduler,
     build_unet,
     check_vae,
+    choose_view,
     diffusion_loss,
     encode_images,
     held_out_loss,
     load_or_cache_latents,
+    measure_view_,
     open_vae,
 )
 from fq_ldm.training.hub import push_to_hub, save_card, save_metrics
@@ -32,6 +34,7 @@ def main(argv: list[str]) -> None:
     options = resolved(data, ldm, config)
     vae = open_vae(ldm.vae)
     check_vae(vae, ldm.vae, data)
+    view_is_new = choose_view(vae, ldm)
     unet = build_unet(ldm, vae.diffusion_latent_shape)
     start_run(config, options)
     if config.dry_run:
@@ -46,9 +49,11 @@ def main(argv: list[str]) -> None:
     if ema is not None:
         ema.to(accelerator.device)
     train_images, validation_images = load_images(data)
+    if view_is_new:
+        measure_view_(vae, train_images)
     if ldm.cache_latents:
         with accelerator.main_process_first():
-            train_data = load_or_cache_latents(folder, vae, train_images, data.random_flip)
+            train_data = load_or_cache_latents(folder, vae, train_images, ldm.target, data.random_flip)
     else:
         train_data = train_images
 
@@ -57,8 +62,8 @@ def main(argv: list[str]) -> None:
             views = torch.randint(batch.shape[1], (len(batch),), device=batch.device, generator=generator)
             latents = batch[torch.arange(len(batch), device=batch.device), views]
         else:
-            latents = encode_images(vae, batch, data.random_flip, generator)
-        return diffusion_loss(prepared, scheduler, latents, generator), {}
+            latents = encode_images(vae, batch, ldm.target, data.random_flip, generator)
+        return diffusion_loss(prepared, scheduler, latents, generator, ldm.snr_gamma), {}
 
     def preview(step):
         images = sample(unet, vae, scheduler, ema, ldm)
@@ -66,13 +71,19 @@ def main(argv: list[str]) -> None:
         return {"samples": save_grid(images, path, columns(len(images)), display_scale(data.size[0]))}
 
     loader = make_loader(train_data, config, data.dataloader_num_workers)
-    train(accelerator, config, unet, loader, compute_loss, preview, ema)
+    progress = train(accelerator, config, unet, loader, compute_loss, preview, ema)
 
     if accelerator.is_main_process:
         unet = accelerator.unwrap_model(unet, keep_fp32_wrapper=False)
         if ema is not None:
             ema.copy_to(unet.parameters())
-        metrics = {"validation_loss": held_out_loss(unet, scheduler, vae, validation_images, config.train_batch_size)}
+        loss = held_out_loss(unet, scheduler, vae, validation_images, ldm.target, config.train_batch_size)
+        metrics = {
+            "validation_loss": loss,
+            "steps": progress.step,
+            "images_seen": progress.images,
+            "train_seconds": progress.seconds,
+        }
         print(f"validation: {metrics}")
         finish(FQLDMPipeline(vae, unet.eval(), scheduler), ldm, config, metrics, options)
     accelerator.end_training()
@@ -101,7 +112,10 @@ def columns(count: int) -> int:
 def finish(pipeline: FQLDMPipeline, ldm: LDMConfig, config: TrainingConfig, metrics: dict, options: dict) -> None:
     """Save the pipeline, a picture of its samples and its card."""
     folder = Path(config.output_dir)
+    if ldm.save_precision == "fp16":
+        pipeline.to(torch.float16)  # but for what the models keep in float32
     pipeline.save_pretrained(folder)
+    pipeline.to(torch.float32)
     images = sample(pipeline.unet, pipeline.vqvae, pipeline.scheduler, None, ldm)
     save_grid(images, folder / "samples.png", columns(len(images)), display_scale(images.shape[-2]))
     save_metrics(folder, metrics)

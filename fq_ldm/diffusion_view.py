@@ -4,7 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .spectrum import spectral_resize
+from .spectrum import pack_spectrum, spectral_resize, unpack_spectrum
+
+LAYOUTS = ("spatial", "spectral")
 
 
 class DiffusionView(nn.Module):
@@ -12,20 +14,30 @@ class DiffusionView(nn.Module):
 
     Quantized latents are band-limited to the spectral crop (h', w'), so shrinking them to that size loses
     nothing, keeps all distances, and makes the UNet's work smaller. Folding p x p pixels into channels
-    (pixel unshuffle) keeps distances too. Only the last step, a shift and a scale for each channel, is not
-    an isometry; it is measured on training images.
+    (pixel unshuffle) keeps distances too. Only the last step, a shift and a scale, is not an isometry; it is
+    measured on training images.
 
     Args:
         latent_shape: (D, h, w).
         spectral_crop: (h', w').
         patch_size: p.
+        layout: "spatial", an image with a mean and a deviation for each channel, or "spectral", the packed Fourier
+            coefficients (`pack_spectrum`), each with a mean and a deviation of its own.
 
     Raises:
-        ValueError: if p divides h' or w' not.
+        ValueError: if p divides h' or w' not, or there is no such layout.
     """
 
-    def __init__(self, latent_shape: tuple[int, int, int], spectral_crop: tuple[int, int], patch_size: int):
+    def __init__(
+        self,
+        latent_shape: tuple[int, int, int],
+        spectral_crop: tuple[int, int],
+        patch_size: int,
+        layout: str = "spatial",
+    ):
         super().__init__()
+        if layout not in LAYOUTS:
+            raise ValueError(f"diffusion_layout must be one of {', '.join(LAYOUTS)}, not {layout}")
         if spectral_crop[0] % patch_size or spectral_crop[1] % patch_size:
             raise ValueError(
                 f"diffusion_patch_size {patch_size} must divide both sides of the spectral crop {tuple(spectral_crop)}"
@@ -33,10 +45,12 @@ class DiffusionView(nn.Module):
         self.latent_size = tuple(latent_shape[1:])
         self.spectral_crop = tuple(spectral_crop)
         self.patch_size = patch_size
+        self.layout = layout
         channels = latent_shape[0] * patch_size**2
         self.shape = (channels, spectral_crop[0] // patch_size, spectral_crop[1] // patch_size)
-        self.register_buffer("mean", torch.zeros(channels, 1, 1))
-        self.register_buffer("std", torch.ones(channels, 1, 1))
+        statistics = self.shape if layout == "spectral" else (channels, 1, 1)
+        self.register_buffer("mean", torch.zeros(statistics))
+        self.register_buffer("std", torch.ones(statistics))
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents (B, D, h, w) -> diffusion latents (B, C, H, W), float32."""
@@ -46,15 +60,23 @@ class DiffusionView(nn.Module):
         """Diffusion latents (B, C, H, W) -> band-limited latents (B, D, h, w), float32."""
         with torch.autocast(diffusion_latents.device.type, enabled=False):
             folded = diffusion_latents.float() * self.std + self.mean
-            return spectral_resize(F.pixel_shuffle(folded, self.patch_size), self.latent_size)
+            unfolded = F.pixel_shuffle(folded, self.patch_size)
+            if self.layout == "spectral":
+                unfolded = unpack_spectrum(unfolded)
+            return spectral_resize(unfolded, self.latent_size)
 
     @torch.no_grad()
     def measure_(self, latents: torch.Tensor) -> None:
-        """Set mean and standard deviation to those of the latents (n, D, h, w), channel by channel."""
+        """Set mean and standard deviation to those of the latents (n, D, h, w); what never varies is not scaled."""
         folded = self._fold(latents)
-        self.mean.copy_(folded.mean((0, 2, 3)).view_as(self.mean))
-        self.std.copy_(folded.std((0, 2, 3)).clamp(min=1e-6).view_as(self.std))
+        dimensions = 0 if self.layout == "spectral" else (0, 2, 3)
+        std = folded.std(dimensions)
+        self.mean.copy_(folded.mean(dimensions).view_as(self.mean))
+        self.std.copy_(torch.where(std > 1e-5, std, 1).view_as(self.std))
 
     def _fold(self, latents: torch.Tensor) -> torch.Tensor:
         with torch.autocast(latents.device.type, enabled=False):
-            return F.pixel_unshuffle(spectral_resize(latents.float(), self.spectral_crop), self.patch_size)
+            cropped = spectral_resize(latents.float(), self.spectral_crop)
+            if self.layout == "spectral":
+                cropped = pack_spectrum(cropped)
+            return F.pixel_unshuffle(cropped, self.patch_size)

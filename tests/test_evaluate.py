@@ -149,6 +149,20 @@ def test_a_pipeline(pipeline, call, tmp_path):
     assert read(tmp_path)["metrics"]["scheduler"] == "DDPMScheduler"
 
 
+def test_samples_without_a_network(pipeline, call, tmp_path):
+    flags = "--num_samples 6 --neighbour_samples 5 --num_inference_steps 2 --metrics spectrum neighbours".split()
+    status, _, errors = call(pipeline, *flags)
+    assert status == 0, errors
+    report = read(tmp_path)
+    metrics = report["metrics"]
+    assert metrics["samples"] == 6 and "fid" not in metrics and metrics["near_copies"] in range(6)
+    assert 0 < metrics["nearest_distance_smallest"] <= metrics["nearest_distance"] < 1
+    assert len(report["spectrum"]["spectrum_of_samples"]) == len(report["spectrum"]["spectrum_of_images"]) == 8
+    assert metrics["spectral_distance_db"] > 0
+    for picture in ("samples.png", "neighbours.png"):
+        assert (tmp_path / "out" / picture).is_file()
+
+
 @pytest.mark.parametrize(
     "flags, channels, status, message",
     [

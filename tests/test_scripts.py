@@ -180,6 +180,23 @@ def test_ldm_without_cache_ema_or_tracker(image_folder, vae, tmp_path, call):
     assert not (tmp_path / "out" / "latents.safetensors").exists() and not (tmp_path / "out" / "logs").exists()
 
 
+def test_ldm_with_another_view_target_and_precision(image_folder, vae, tmp_path, call):
+    status, _, errors = call(
+        train_ldm.main, dataset=image_folder, vae=vae[0], output_dir="out", max_train_steps=2, report_to="none",
+        target="unquantized", latent_layout="spectral", latent_patch_size=1, snr_gamma=5, save_precision="fp16",
+        prediction_type="v_prediction", **LDM_OPTIONS,
+    )  # fmt: skip
+    assert status == 0, errors
+    saved = load_file(tmp_path / "out" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert {value.dtype for value in saved.values()} == {torch.float16}
+    pipeline = FQLDMPipeline.from_pretrained(tmp_path / "out")
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline.vqvae.config.diffusion_layout == "spectral"
+    assert pipeline.vqvae.diffusion_latent_shape == (1, 8, 8)
+    assert pipeline.unet.dtype == torch.float32
+    assert np.asarray(pipeline(1, 2).images[0]).shape == (16, 16)
+
+
 def test_dry_run_prints_and_saves_the_configuration_only(image_folder, tmp_path, call):
     status, output, _ = call(train_vae.main, dataset=image_folder, output_dir="out", dry_run=True, **VAE_OPTIONS)
     assert status == 0 and "num_vq_embeddings: 16" in output

@@ -108,7 +108,9 @@ class TokenAutoencoder(VQModel):
         tokens = make_tokens(self.latent_shape, crop)
         graph = GraphModule(config.num_tokens) if graph_module else None
         self.quantize = TokenQuantizer(tokens, make_codebook(tokens.token_dim), graph)
-        self.diffusion_view = DiffusionView(self.latent_shape, crop, config.diffusion_patch_size)
+        self.diffusion_view = DiffusionView(
+            self.latent_shape, crop, config.diffusion_patch_size, config.diffusion_layout
+        )
 
     @property
     def bits_per_image(self) -> float:
@@ -174,6 +176,10 @@ class TokenAutoencoder(VQModel):
             perplexity=quantized.perplexity,
         )
 
+    def project_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents (B, D, h, w) -> the part of them that tokens hold, not quantized, of the same dtype."""
+        return self.quantize.join(self.quantize.split(latents)).to(latents.dtype)
+
     def loss(self, images: torch.Tensor, output: FQDecoderOutput) -> tuple[torch.Tensor, torch.Tensor]:
         """The training loss for the images (B, c, H, W) and `forward`'s output, and the mean squared error in it.
 
@@ -216,6 +222,20 @@ class TokenAutoencoder(VQModel):
     def diffusion_latent_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of the diffusion latents."""
         return self.diffusion_view.shape
+
+    def set_diffusion_view_(self, layout: str, patch_size: int) -> None:
+        """Show diffusion models another view of the latents; `measure_diffusion_latents_` must follow.
+
+        Args:
+            layout: "spatial" or "spectral"; see `DiffusionView`.
+            patch_size: p, folds p x p pixels, or coefficients, into channels.
+
+        Raises:
+            ValueError: if the latents have no such view.
+        """
+        view = DiffusionView(self.latent_shape, self.diffusion_view.spectral_crop, patch_size, layout)
+        self.diffusion_view = view.to(self.diffusion_view.mean.device)
+        self.register_to_config(diffusion_layout=layout, diffusion_patch_size=patch_size)
 
     @torch.no_grad()
     def initialize_(self, images: torch.Tensor) -> None:

@@ -58,6 +58,7 @@ class BaselineModel(TokenAutoencoder):
         residual_stages: int = 4,
         temperature_decay: float = 1e-5,
         diffusion_patch_size: int = 1,
+        diffusion_layout: str = "spatial",
     ):
         if quantizer not in QUANTIZERS:
             raise ValueError(f"quantizer must be one of {', '.join(QUANTIZERS)}, not {quantizer}")
@@ -190,6 +191,7 @@ class HQAModel(TokenAutoencoder):
         num_vq_embeddings: int = 512,
         temperature_decay: float = 1e-5,
         diffusion_patch_size: int = 1,
+        diffusion_layout: str = "spatial",
     ):
         def make_hqa_codebook(token_dim):
             ratio = in_channels * math.prod(self.sample_size) / math.prod(self.latent_shape)

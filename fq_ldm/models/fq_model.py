@@ -36,6 +36,7 @@ class FQModel(TokenAutoencoder):
         spectral_crop: h' = w', or (h', w'): interleaved tokens use only the coefficients of a spectrum of this
             size, and diffusion latents shrink to it; None for all of the latent's.
         diffusion_patch_size: p, folds p x p pixels of the diffusion latents into channels.
+        diffusion_layout: "spatial", or "spectral" for Fourier coefficients as diffusion latents.
         commitment_weight: beta of equation 1. The paper has 0.25, with which the latents of natural images outgrow
             the codebook; 1 gives the same error as 0.5, and uses the codes less evenly.
         usage_decay: gamma of equation 8.
@@ -69,6 +70,7 @@ class FQModel(TokenAutoencoder):
         vq_embed_dim: int | None = None,
         spectral_crop: int | tuple[int, int] | None = None,
         diffusion_patch_size: int = 1,
+        diffusion_layout: str = "spatial",
         commitment_weight: float = 0.5,
         usage_decay: float = 0.99,
         anchors: str = "closest",

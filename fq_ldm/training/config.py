@@ -145,6 +145,9 @@ class VAEConfig:
     vq_embed_dim: int | None = option(None, "m, Fourier coefficients in an interleaved token; 8 by default")
     spectral_crop: int | None = option(None, "side of the square of low frequencies that interleaved tokens use")
     diffusion_patch_size: int = option(1, "fold patches of this side into channels of the diffusion latents")
+    diffusion_layout: str = option(
+        "spatial", "diffusion latents are an image, or Fourier coefficients", choices=["spatial", "spectral"]
+    )
     commitment_weight: float = option(0.5, "beta of equation 1; the paper has 0.25")
     usage_decay: float = option(0.99, "gamma of equation 8")
     quantizer: str = option(
@@ -170,6 +173,17 @@ class LDMConfig:
     """The diffusion model on the FQ-VAE's latents."""
 
     vae: str = option("", "folder or Hub repository of the trained FQ-VAE")
+    target: str = option(
+        "quantized",
+        "what the UNet learns: quantized latents, or unquantized ones, which the decoder quantizes",
+        choices=["quantized", "unquantized"],
+    )
+    latent_layout: str | None = option(
+        None, "image (spatial) or Fourier coefficients (spectral); by default as the FQ-VAE's diffusion_layout"
+    )
+    latent_patch_size: int | None = option(
+        None, "fold patches of this side into channels; by default as the FQ-VAE's diffusion_patch_size"
+    )
     unet_block_out_channels: list[int] = option([128, 256, 512], "channels of the UNet's levels")
     unet_layers_per_block: int = option(2, "residual blocks in each level")
     unet_attention_levels: list[int] = option([1, 2], "levels with self-attention, counted from 0")
@@ -181,11 +195,16 @@ class LDMConfig:
     beta_start: float = option(0.0015, "first beta of a linear schedule")
     beta_end: float = option(0.0195, "last beta of a linear schedule")
     prediction_type: str = option("epsilon", "what the UNet predicts", choices=["epsilon", "v_prediction"])
+    snr_gamma: float | None = option(None, "min-SNR weighting of the loss; its paper has 5; by default none")
     use_ema: bool = option(True, "sample with a running mean of the weights")
     ema_decay: float = option(0.9999, "decay of the running mean, approached as (1 + step) / (10 + step)")
     cache_latents: bool = option(True, "encode the training images once, before training")
     preview_images: int = option(16, "images in a picture of samples")
     preview_inference_steps: int = option(50, "DPM-Solver++ steps for the pictures")
+    save_precision: str = option("fp32", "of the pipeline's weights", choices=["fp32", "fp16"])
+
+    def __post_init__(self):
+        check(self.snr_gamma is None or self.snr_gamma > 0, "snr_gamma", self.snr_gamma, "must be positive")
 
 
 def check(condition: bool, name: str, value, rule: str) -> None:

@@ -6,14 +6,16 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DModel
+from diffusers.training_utils import compute_snr
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..models import TokenAutoencoder, load_vae
+from ..models.autoencoder import STATISTICS_IMAGES
 from .config import LATENTS_FILE, DataConfig, DataError, LDMConfig, UserError, check
-from .data import ImageDataset, random_flip
+from .data import ImageDataset, random_flip, sample_images
 
 ENCODE_BATCH_SIZE = 128
 
@@ -38,6 +40,30 @@ def check_vae(vae: TokenAutoencoder, path: str, data: DataConfig) -> None:
             f"vae: {path} takes images of {'x'.join(map(str, made_for))}, but channels and resolution give "
             f"{'x'.join(map(str, given))}"
         )
+
+
+def choose_view(vae: TokenAutoencoder, ldm: LDMConfig) -> bool:
+    """Give the FQ-VAE the view of its latents that the options ask for; tells whether that changed it.
+
+    Raises:
+        UserError: if the latents have no such view.
+    """
+    old = (vae.config.diffusion_layout, vae.config.diffusion_patch_size)
+    new = (ldm.latent_layout or old[0], ldm.latent_patch_size or old[1])
+    if new == old:
+        return False
+    try:
+        vae.set_diffusion_view_(*new)
+    except ValueError as error:
+        raise UserError(f"latent_layout, latent_patch_size: {error}") from error
+    return True
+
+
+@torch.no_grad()
+def measure_view_(vae: TokenAutoencoder, images: ImageDataset) -> None:
+    """Standardise a view by the statistics of some training images."""
+    sample = sample_images(images, STATISTICS_IMAGES, seed=0).to(vae.device)
+    vae.measure_diffusion_latents_(torch.cat([vae.encode(part).latents for part in sample.split(ENCODE_BATCH_SIZE)]))
 
 
 def build_unet(ldm: LDMConfig, latent_shape: tuple[int, int, int]) -> UNet2DModel:
@@ -92,39 +118,62 @@ def build_scheduler(ldm: LDMConfig) -> DDPMScheduler:
 
 
 def diffusion_loss(
-    model: torch.nn.Module, scheduler: DDPMScheduler, latents: torch.Tensor, generator: torch.Generator
+    model: torch.nn.Module,
+    scheduler: DDPMScheduler,
+    latents: torch.Tensor,
+    generator: torch.Generator,
+    snr_gamma: float | None = None,
 ) -> torch.Tensor:
-    """Mean squared error of the prediction at random timesteps: latents (B, C, H, W) -> scalar."""
+    """Squared error of the prediction at random timesteps: latents (B, C, H, W) -> scalar.
+
+    Args:
+        model: predicts noise or velocity, as the scheduler's configuration says.
+        scheduler: of the noise.
+        latents: without noise.
+        generator: of noise and timesteps.
+        snr_gamma: weigh the error of the predicted latents by min(SNR, gamma) (Hang et al. 2023, min-SNR); None
+            weighs all timesteps alike in units of the prediction.
+    """
     noise = torch.randn(latents.shape, device=latents.device, generator=generator)
     steps = scheduler.config.num_train_timesteps
     timesteps = torch.randint(steps, (len(latents),), device=latents.device, generator=generator)
     prediction = model(scheduler.add_noise(latents, noise, timesteps), timesteps).sample
-    if scheduler.config.prediction_type == "epsilon":
-        target = noise
-    else:
-        target = scheduler.get_velocity(latents, noise, timesteps)
-    return F.mse_loss(prediction.float(), target)
+    predicts_noise = scheduler.config.prediction_type == "epsilon"
+    target = noise if predicts_noise else scheduler.get_velocity(latents, noise, timesteps)
+    errors = F.mse_loss(prediction.float(), target, reduction="none").mean((1, 2, 3))
+    if snr_gamma is not None:
+        snr = compute_snr(scheduler, timesteps)
+        # An error of the noise is one of the latents times the SNR, an error of the velocity times SNR + 1.
+        errors = errors * snr.clamp(max=snr_gamma) / (snr if predicts_noise else snr + 1)
+    return errors.mean()
 
 
 @torch.no_grad()
 def encode_images(
-    vae: TokenAutoencoder, images: torch.Tensor, flip: bool = False, generator: torch.Generator | None = None
+    vae: TokenAutoencoder,
+    images: torch.Tensor,
+    target: str = "quantized",
+    flip: bool = False,
+    generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    """Images (B, c, H, W) -> quantized diffusion latents (B, C, H', W'), of mirrored images half the time if `flip`."""
+    """Images (B, c, H, W) -> diffusion latents (B, C, H', W'), of mirrored images half the time if `flip`."""
     images = images.to(vae.device)
     if flip:
         images = random_flip(images, generator)
     latents = vae.encode(images.to(vae.dtype)).latents
-    return vae.to_diffusion_latents(vae.quantize_latents(latents).latents)
+    latents = vae.quantize_latents(latents).latents if target == "quantized" else vae.project_latents(latents)
+    return vae.to_diffusion_latents(latents)
 
 
-def load_or_cache_latents(folder: Path, vae: TokenAutoencoder, images: ImageDataset, flip: bool) -> torch.Tensor:
+def load_or_cache_latents(
+    folder: Path, vae: TokenAutoencoder, images: ImageDataset, target: str, flip: bool
+) -> torch.Tensor:
     """The diffusion latents of all images (n, V, C, H, W), in one or, with mirrored images, V = 2 views.
 
     They come from the folder if they were saved there for the same FQ-VAE and images.
     """
     path = folder / LATENTS_FILE
-    key = _fingerprint(vae, images, flip)
+    key = _fingerprint(vae, images, f"{target} {flip}")
     if path.is_file():
         with safe_open(path, framework="pt") as file:
             if (file.metadata() or {}).get("key") == key:
@@ -132,14 +181,14 @@ def load_or_cache_latents(folder: Path, vae: TokenAutoencoder, images: ImageData
     batches = []
     for batch in tqdm(DataLoader(images, batch_size=ENCODE_BATCH_SIZE), desc="encoding images"):
         views = [batch, batch.flip(-1)] if flip else [batch]
-        batches.append(torch.stack([encode_images(vae, view).cpu() for view in views], dim=1))
+        batches.append(torch.stack([encode_images(vae, view, target).cpu() for view in views], dim=1))
     latents = torch.cat(batches)
     save_file({"latents": latents}, path, metadata={"key": key})
     return latents
 
 
-def _fingerprint(vae: TokenAutoencoder, images: ImageDataset, flip: bool) -> str:
-    digest = hashlib.sha256(f"{images.config} {len(images)} {flip}".encode())
+def _fingerprint(vae: TokenAutoencoder, images: ImageDataset, options: str) -> str:
+    digest = hashlib.sha256(f"{images.config} {len(images)} {vae.config} {options}".encode())
     for name, value in vae.state_dict().items():
         digest.update(name.encode() + value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
@@ -147,13 +196,18 @@ def _fingerprint(vae: TokenAutoencoder, images: ImageDataset, flip: bool) -> str
 
 @torch.no_grad()
 def held_out_loss(
-    unet: UNet2DModel, scheduler: DDPMScheduler, vae: TokenAutoencoder, images: ImageDataset, batch_size: int
+    unet: UNet2DModel,
+    scheduler: DDPMScheduler,
+    vae: TokenAutoencoder,
+    images: ImageDataset,
+    target: str,
+    batch_size: int,
 ) -> float:
-    """The diffusion loss on held-out images, with the same noise at every call."""
+    """The diffusion loss on held-out images, without min-SNR, with the same noise at every call."""
     unet.eval()
     generator = torch.Generator(unet.device).manual_seed(0)
     total = 0.0
     for batch in DataLoader(images, batch_size=batch_size):
-        latents = encode_images(vae, batch)
+        latents = encode_images(vae, batch, target)
         total += diffusion_loss(unet, scheduler, latents, generator).item() * len(batch)
     return total / len(images)

@@ -6,26 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import DPMSolverMultistepScheduler
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 from .. import FQLDMPipeline
-from ..metrics import CodebookUsage, evaluate_reconstruction, sorted_usage, to_uint8, unit_information
+from ..metrics import CodebookUsage, evaluate_reconstruction, sorted_usage, unit_information
 from ..metrics.fidelity import (
     LPIPS,
     FeatureExtractor,
     ReconstructionFID,
-    frechet_distance,
-    kernel_distance,
-    precision_recall,
 )
 from ..models import load_vae
 from .config import DataConfig, DataError, UserError, check, option
 from .data import ImageDataset, sample_images
 
 VAE_METRICS = ("reconstruction", "codebook", "lpips", "rfid", "unit_information")
-PIPELINE_METRICS = ("fid", "kid", "prc")
+NETWORK_METRICS = ("fid", "kid", "prc")  # of a feature extractor
+PIPELINE_METRICS = (*NETWORK_METRICS, "spectrum", "neighbours")
 PROTOCOL = {
     "mse": "values in [0, 1], reconstructions clamped and rounded to 8 bits",
     "psnr": "data range 1, of the same images",
@@ -35,6 +32,9 @@ PROTOCOL = {
     "unit_information_max": "rise of the MSE in [0, 1] when an entry's tokens go to the next nearest entry",
     "kid": "cubic kernel, 100 subsets",
     "precision": "third nearest neighbours",
+    "spectral_distance_db": "root mean square over radial frequencies, samples against the compared images",
+    "nearest_distance": "root mean square of pixels in [0, 1] to the nearest training image, mirrored or not",
+    "near_copies": "samples nearer to a training image than half the median distance of the compared images",
 }
 
 
@@ -47,7 +47,7 @@ class EvaluationConfig:
     metrics: list[str] = option(
         [],
         "for an FQ-VAE any of reconstruction and codebook (the default), lpips, rfid and unit_information; for a "
-        "pipeline any of fid, kid and prc (all by default)",
+        "pipeline any of fid, kid, prc, spectrum and neighbours (all by default)",
         choices=[*VAE_METRICS, *PIPELINE_METRICS],
     )
     reference: str = option(
@@ -67,6 +67,7 @@ class EvaluationConfig:
     lpips_weights: str | None = option(None, "file with torchvision's VGG16 weights; by default they are downloaded")
     unit_images: int = option(256, "images for unit_information, chosen at random")
     num_samples: int = option(10_000, "images that the pipeline generates")
+    neighbour_samples: int = option(200, "samples whose nearest training images are looked up")
     num_inference_steps: int = option(
         50, "denoising steps: of the training's scheduler if as many, else of DPM-Solver++"
     )
@@ -74,7 +75,14 @@ class EvaluationConfig:
     device: str | None = option(None, "torch device; by default a GPU if there is one")
 
     def __post_init__(self):
-        for name in ("max_images", "batch_size", "unit_images", "num_samples", "num_inference_steps"):
+        for name in (
+            "max_images",
+            "batch_size",
+            "unit_images",
+            "num_samples",
+            "num_inference_steps",
+            "neighbour_samples",
+        ):
             value = getattr(self, name)
             check(value is None or value > 0, name, value, "must be positive")
 
@@ -145,7 +153,7 @@ def make_extractor(config: EvaluationConfig, metrics: list[str], device: torch.d
             importlib.import_module(config.feature_extractor_module)
         except ImportError as error:
             raise UserError(f"feature_extractor_module: cannot be imported ({error})") from error
-    return _one_line(
+    return one_line(
         FeatureExtractor, metrics, config.feature_extractor, config.feature_extractor_weights, device=device
     )  # fmt: skip
 
@@ -160,7 +168,7 @@ def load_pair_metrics(config: EvaluationConfig, metrics: list[str], device: torc
     """
     pairs = {}
     if "lpips" in metrics:
-        pairs["lpips"] = _one_line(LPIPS, config.lpips_weights, device=device)
+        pairs["lpips"] = one_line(LPIPS, config.lpips_weights, device=device)
     if "rfid" in metrics:
         pairs["rfid"] = ReconstructionFID(make_extractor(config, ["fid"], device))
     return pairs
@@ -182,7 +190,7 @@ def evaluate_vae(
     if metrics != ["unit_information"]:
         usage = CodebookUsage(model.config.num_vq_embeddings)
         batches = tqdm(DataLoader(images, batch_size=config.batch_size), desc="reconstructing")
-        measured = _one_line(evaluate_reconstruction, model, batches, usage=usage, pair_metrics=pairs)
+        measured = one_line(evaluate_reconstruction, model, batches, usage=usage, pair_metrics=pairs)
         parts = {
             "reconstruction": ("mse", "psnr", "ssim", "ssim_gaussian"),
             "codebook": ("bits_per_image", "num_vq_embeddings", "codes_used", "perplexity"),
@@ -204,57 +212,13 @@ def evaluate_vae(
     return results, arrays
 
 
-def evaluate_pipeline(
-    pipeline: FQLDMPipeline, images: torch.utils.data.Dataset, config: EvaluationConfig, metrics: list[str]
-) -> dict:
-    """Measure samples of a pipeline against images.
-
-    Returns:
-        name -> number, or text.
-
-    Raises:
-        UserError: if the weights of the feature extractor are missing, there are too few images, or too many steps.
-    """
-    steps = pipeline.scheduler.config.num_train_timesteps
-    check(config.num_inference_steps <= steps, "num_inference_steps", config.num_inference_steps, f"is at most {steps}")
-    extractor = make_extractor(config, metrics, pipeline.device)
-    batches = tqdm(DataLoader(images, batch_size=config.batch_size), desc="reference images")
-    references = extractor.extract(to_uint8(batch) for batch in batches)
-    samples = extractor.extract(generate(pipeline, config))
-    results = {
-        "images": len(images),
-        "samples": config.num_samples,
-        "scheduler": type(pipeline.scheduler).__name__,
-        "num_inference_steps": config.num_inference_steps,
-    }
-    for name in metrics:
-        pair = (samples[name], references[name])
-        if name == "fid":
-            results["fid"] = _one_line(frechet_distance, *pair)
-        else:
-            results |= _one_line({"kid": kernel_distance, "prc": precision_recall}[name], *pair)
-    return results
-
-
-def generate(pipeline: FQLDMPipeline, config: EvaluationConfig):
-    """Yield batches of samples (B, c, H, W) uint8. Each has a seed of its own: none depends on the batch size."""
-    if config.num_inference_steps < pipeline.scheduler.config.num_train_timesteps:
-        pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
-    pipeline.set_progress_bar_config(disable=True)
-    seeds = torch.randint(2**62, (config.num_samples,), generator=torch.Generator().manual_seed(config.seed))
-    for part in tqdm(seeds.split(config.batch_size), desc="sampling"):
-        generators = [torch.Generator().manual_seed(seed) for seed in part.tolist()]
-        images = pipeline(len(part), config.num_inference_steps, generators, output_type="pt").images
-        yield to_uint8(images * 2 - 1)
-
-
 def save_report(folder: Path, report: dict, arrays: dict) -> str:
     """Write `evaluation.json`, with the arrays, and `evaluation.md`.
 
     Args:
         folder: made if need be.
         report: what was measured on what; `report["metrics"]` becomes the table.
-        arrays: name -> one number for each codebook entry.
+        arrays: name -> {name -> list of numbers}, for the JSON file alone.
 
     Returns:
         The text of `evaluation.md`.
@@ -265,7 +229,7 @@ def save_report(folder: Path, report: dict, arrays: dict) -> str:
         [f"{about}:", "", "| metric | value |", "|---|---|", *rows, "", "```bash", report["command"], "```"]
     )
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "evaluation.json").write_text(json.dumps({**report, "codebook": arrays}, indent=2) + "\n")
+    (folder / "evaluation.json").write_text(json.dumps({**report, **arrays}, indent=2) + "\n")
     (folder / "evaluation.md").write_text(text + "\n")
     return text
 
@@ -285,6 +249,11 @@ def _label(name: str, report: dict) -> str:
         "kid_subset_size": "KID, images in a subset",
         "precision": f"precision ({extractor})",
         "recall": f"recall ({extractor})",
+        "spectral_distance_db": "spectral distance (dB)",
+        "nearest_distance": "distance of samples to their nearest training images, median",
+        "nearest_distance_smallest": "distance of samples to their nearest training images, smallest",
+        "nearest_distance_of_images": "distance of the compared images to theirs, median",
+        "nearest_distance_of_images_smallest": "distance of the compared images to theirs, smallest",
         "num_vq_embeddings": "codes",
     }.get(name, name.replace("_", " "))
 
@@ -293,7 +262,7 @@ def _text(value: float | str) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _one_line(function, *args, **kwargs):
+def one_line(function, *args, **kwargs):
     """Call a function of `fq_ldm.metrics`; what it objects to becomes a `UserError`."""
     try:
         return function(*args, **kwargs)

@@ -1,0 +1,70 @@
+"""Samples against data without a trained network: their spectra, and their nearest training images."""
+
+from collections.abc import Iterable
+
+import torch
+
+
+class PowerSpectrum:
+    """Mean power of images at each spatial frequency.
+
+    Call it with batches (B, c, H, W) of values in [0, 1]. The mean of each channel of each image is taken out, the
+    DFT is orthonormal, and powers are averaged over images, channels and the frequencies of one ring.
+    """
+
+    def __init__(self):
+        self._sum = 0.0
+        self._images = 0
+
+    def __call__(self, images: torch.Tensor) -> None:
+        images = images.double()
+        power = torch.fft.fft2(images - images.mean((-2, -1), keepdim=True), norm="ortho").abs().square()
+        self._sum = self._sum + power.mean(1).sum(0)
+        self._images += len(images)
+
+    def radial(self) -> torch.Tensor:
+        """Power at 1 .. min(H, W) / 2 cycles per image side, to the nearest integer: float64 (min(H, W) // 2,)."""
+        power = self._sum / self._images
+        height, width = power.shape
+        rows, columns = torch.fft.fftfreq(height) * height, torch.fft.fftfreq(width) * width
+        side = min(height, width)
+        # In cycles per shorter side, so that a ring is one frequency in pixels where images are not square.
+        radius = torch.hypot(rows.view(-1, 1) * side / height, columns.view(1, -1) * side / width).round().long()
+        rings = torch.zeros(int(radius.max()) + 1, dtype=power.dtype)
+        rings.index_add_(0, radius.flatten(), power.flatten().cpu())
+        return (rings / torch.bincount(radius.flatten()))[1 : side // 2 + 1]
+
+
+def spectral_distance(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Root mean square difference of two radial power spectra in dB; 0 for equal ones."""
+    return (10 * torch.log10(first / second)).square().mean().sqrt().item()
+
+
+@torch.no_grad()
+def nearest_images(
+    queries: torch.Tensor, batches: Iterable[torch.Tensor], mirrored: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The nearest image of a set to each query, by the root mean square difference of their pixels.
+
+    Args:
+        queries: (n, c, H, W).
+        batches: the set, in batches (B, c, H, W) of the same range.
+        mirrored: look at the mirror images of the set too; training with `random_flip` has seen them.
+
+    Returns:
+        distances (n,) float32 and positions in the set (n,) int64.
+    """
+    flat = queries.float().flatten(1)
+    best = torch.full((len(flat),), torch.inf)
+    position = torch.zeros(len(flat), dtype=torch.long)
+    start = 0
+    for batch in batches:
+        distances = torch.cdist(flat, batch.float().flatten(1))
+        if mirrored:
+            distances = torch.minimum(distances, torch.cdist(flat, batch.float().flip(-1).flatten(1)))
+        nearest = distances.min(1)
+        closer = nearest.values < best
+        best = torch.where(closer, nearest.values, best)
+        position = torch.where(closer, nearest.indices + start, position)
+        start += len(batch)
+    return best / flat.shape[1] ** 0.5, position

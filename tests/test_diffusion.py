@@ -1,0 +1,114 @@
+"""What train_ldm.py learns: views of the latents, targets and the weighting of the loss."""
+
+import pytest
+import torch
+from conftest import TINY, smooth_images
+
+from fq_ldm import FQModel
+from fq_ldm.spectrum import pack_spectrum
+from fq_ldm.training.config import DataConfig, LDMConfig, UserError
+from fq_ldm.training.data import load_images
+from fq_ldm.training.diffusion import build_scheduler, choose_view, diffusion_loss, encode_images, measure_view_
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layout, patch_size", [("spatial", 2), ("spectral", 1), ("spectral", 4)])
+def test_a_new_view_standardises_and_inverts(model, images, layout, patch_size):
+    model.set_diffusion_view_(layout, patch_size)
+    latents = model.encode(images).latents
+    model.measure_diffusion_latents_(latents)
+    quantized = model.quantize_latents(latents).latents
+    view = model.to_diffusion_latents(quantized)
+    assert view.shape[1:] == model.diffusion_latent_shape == (3 * patch_size**2, 8 // patch_size, 12 // patch_size)
+    dimensions = (0,) if layout == "spectral" else (0, 2, 3)
+    torch.testing.assert_close(view.mean(dimensions), torch.zeros_like(view.mean(dimensions)), atol=1e-4, rtol=0)
+    std = view.std(dimensions)
+    varies = std > 1e-3  # coefficients that no token holds are always zero
+    torch.testing.assert_close(std[varies], torch.ones_like(std[varies]), rtol=2e-2, atol=0)
+    torch.testing.assert_close(model.from_diffusion_latents(view), quantized, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_spectral_latents_are_packed_coefficients(model, images):
+    model.set_diffusion_view_("spectral", 1)
+    latents = model.encode(images).latents
+    torch.testing.assert_close(model.to_diffusion_latents(latents), pack_spectrum(latents.float()))
+
+
+@torch.no_grad()
+def test_a_chosen_view_is_saved(model, images, tmp_path):
+    model.set_diffusion_view_("spectral", 2)
+    model.measure_diffusion_latents_(model.encode(images).latents)
+    model.save_pretrained(tmp_path)
+    loaded = FQModel.from_pretrained(tmp_path)
+    assert loaded.diffusion_latent_shape == (12, 4, 6)
+    latents = model.quantize_latents(model.encode(images).latents).latents
+    assert torch.equal(loaded.to_diffusion_latents(latents), model.to_diffusion_latents(latents))
+
+
+def test_options_choose_the_view(image_folder):
+    torch.manual_seed(0)
+    options = {**TINY, "in_channels": 1, "latent_channels": 1, "sample_size": 16, "num_tokens": 8}
+    vae = FQModel(**options).eval()
+    vae.initialize_(smooth_images(64, 1, 16, 16))
+    assert not choose_view(vae, LDMConfig(vae="vae"))
+    assert not choose_view(vae, LDMConfig(vae="vae", latent_patch_size=1))
+    assert choose_view(vae, LDMConfig(vae="vae", latent_patch_size=4))
+    images = load_images(DataConfig(dataset=str(image_folder), channels=1, resolution=[16], validation_size=8))[0]
+    measure_view_(vae, images)
+    latents = encode_images(vae, torch.stack(list(images)))
+    assert latents.shape == (32, 16, 4, 4)
+    torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(16), rtol=1e-3, atol=0)
+    with pytest.raises(UserError, match="latent_patch_size: diffusion_patch_size 3 must divide both sides"):
+        choose_view(vae, LDMConfig(vae="vae", latent_patch_size=3))
+
+
+@torch.no_grad()
+def test_the_unquantized_target_becomes_the_same_tokens(model, images):
+    tokens = model.tokenize(images)
+    unquantized = model.from_diffusion_latents(encode_images(model, images, "unquantized"))
+    assert (model.decode(unquantized).indices == tokens).float().mean() > 0.999  # rounding tips a few
+    quantized = model.from_diffusion_latents(encode_images(model, images, "quantized"))
+    assert (quantized - unquantized).abs().max() > 0.1
+    # What no token holds is left out of both.
+    torch.testing.assert_close(model.project_latents(unquantized), unquantized, rtol=1e-4, atol=1e-4)
+
+
+class Zero(torch.nn.Module):
+    """A model that predicts nothing, so that the error is the target itself."""
+
+    def forward(self, sample, timesteps):
+        class Output:
+            pass
+
+        Output.sample = torch.zeros_like(sample)
+        return Output
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_min_snr_weights_the_error_of_the_predicted_latents(prediction_type):
+    """Against a loop over the images, with the weights min(SNR, 5) in units of the latents (Hang et al. 2023)."""
+    scheduler = build_scheduler(LDMConfig(vae="vae", prediction_type=prediction_type))
+    latents = torch.randn(16, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    loss = diffusion_loss(Zero(), scheduler, latents, torch.Generator().manual_seed(0), snr_gamma=5)
+
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(latents.shape, generator=generator)
+    timesteps = torch.randint(1000, (16,), generator=generator)
+    expected = 0.0
+    for x, n, t in zip(latents, noise, timesteps, strict=True):
+        kept = scheduler.alphas_cumprod[t].item()
+        snr = kept / (1 - kept)
+        noisy = kept**0.5 * x + (1 - kept) ** 0.5 * n
+        # The latents that the prediction 0 stands for: noise 0, or velocity 0.
+        predicted = noisy / kept**0.5 if prediction_type == "epsilon" else noisy * kept**0.5
+        expected += min(snr, 5) * (predicted - x).square().mean().item() / 16
+    assert loss.item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_without_min_snr_the_loss_is_the_mean_squared_error():
+    scheduler = build_scheduler(LDMConfig(vae="vae"))
+    latents = torch.randn(16, 3, 4, 4)
+    loss = diffusion_loss(Zero(), scheduler, latents, torch.Generator().manual_seed(0))
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(loss, noise.square().mean())
