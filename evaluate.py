@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fq_ldm import FQLDMPipeline
 from fq_ldm.training.config import DataConfig, parse_config, resolved, run_script
-from fq_ldm.training.data import load_images
+from fq_ldm.training.data import BAD_IMAGES_FILE, load_images
 from fq_ldm.training.evaluation import (
     PROTOCOL,
     EvaluationConfig,
@@ -17,6 +17,7 @@ from fq_ldm.training.evaluation import (
     save_report,
 )
 from fq_ldm.training.sample_evaluation import evaluate_pipeline
+from fq_ldm.training.share import processes
 
 
 def main(argv: list[str]) -> None:
@@ -25,7 +26,7 @@ def main(argv: list[str]) -> None:
     is_pipeline = isinstance(model, FQLDMPipeline)
     metrics = chosen_metrics(config, is_pipeline)
     check_images(model.vqvae if is_pipeline else model, data, config.model)
-    train_images, validation_images = load_images(data)
+    train_images, validation_images = load_images(data, Path(config.output_dir) / BAD_IMAGES_FILE)
     images = choose_images(train_images if config.reference == "train" else validation_images, config)
 
     if is_pipeline:
@@ -47,7 +48,9 @@ def main(argv: list[str]) -> None:
         "options": resolved(data, config),
         "command": f"python evaluate.py {shlex.join(argv)}",
     }
-    print(save_report(Path(config.output_dir), report, arrays))
+    if processes().is_main_process:
+        print(save_report(Path(config.output_dir), report, arrays))
+    processes().destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from diffusers.training_utils import EMAModel
 from fq_ldm import FQLDMPipeline
 from fq_ldm.models import TokenAutoencoder
 from fq_ldm.training.config import DataConfig, LDMConfig, TrainingConfig, parse_config, resolved, run_script
-from fq_ldm.training.data import load_images
+from fq_ldm.training.data import BAD_IMAGES_FILE, load_images
 from fq_ldm.training.diffusion import (
     build_scheduler,
     build_unet,
@@ -23,8 +23,9 @@ from fq_ldm.training.diffusion import (
     open_vae,
 )
 from fq_ldm.training.hub import push_to_hub, save_card, save_metrics
-from fq_ldm.training.loop import make_accelerator, make_loader, start_run, train
+from fq_ldm.training.loop import train
 from fq_ldm.training.pictures import display_scale, save_grid
+from fq_ldm.training.setup import make_accelerator, make_loader, start_run
 
 
 def main(argv: list[str]) -> None:
@@ -48,7 +49,7 @@ def main(argv: list[str]) -> None:
     ema = EMAModel(unet.parameters(), decay=ldm.ema_decay) if ldm.use_ema else None
     if ema is not None:
         ema.to(accelerator.device)
-    train_images, validation_images = load_images(data)
+    train_images, validation_images = load_images(data, folder / BAD_IMAGES_FILE)
     if view_is_new:
         measure_view_(vae, train_images)
     if ldm.cache_latents:
@@ -73,17 +74,17 @@ def main(argv: list[str]) -> None:
     loader = make_loader(train_data, config, data.dataloader_num_workers)
     progress = train(accelerator, config, unet, loader, compute_loss, preview, ema)
 
+    unet = accelerator.unwrap_model(unet, keep_fp32_wrapper=False)
+    if ema is not None:
+        ema.copy_to(unet.parameters())
+    metrics = {
+        "validation_loss": held_out_loss(unet, scheduler, vae, validation_images, ldm.target, config.train_batch_size),
+        "steps": progress.step,
+        "images_seen": progress.images,
+        "train_seconds": progress.seconds,
+        **({"steps_skipped": progress.skipped} if progress.skipped else {}),
+    }
     if accelerator.is_main_process:
-        unet = accelerator.unwrap_model(unet, keep_fp32_wrapper=False)
-        if ema is not None:
-            ema.copy_to(unet.parameters())
-        loss = held_out_loss(unet, scheduler, vae, validation_images, ldm.target, config.train_batch_size)
-        metrics = {
-            "validation_loss": loss,
-            "steps": progress.step,
-            "images_seen": progress.images,
-            "train_seconds": progress.seconds,
-        }
         print(f"validation: {metrics}")
         finish(FQLDMPipeline(vae, unet.eval(), scheduler), ldm, config, metrics, options)
     accelerator.end_training()
@@ -135,6 +136,9 @@ def finish(pipeline: FQLDMPipeline, ldm: LDMConfig, config: TrainingConfig, metr
         f"images = pipeline(num_images=16, num_inference_steps={ldm.preview_inference_steps}).images  # faster",
         metrics={**metrics, "bits_per_image": pipeline.vqvae.bits_per_image, "unet_parameters": parameters},
         options=options,
+        script="train_ldm.py",
+        limits="For research on generative models. Samples are unconditional and not filtered; what is rare in the "
+        "data is rarer in them. They show nobody and nothing real: do not pass them off as such.",
         pipeline_tag="unconditional-image-generation",
     )
     if config.push_to_hub:

@@ -5,7 +5,6 @@ from dataclasses import fields
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from fq_ldm import BaselineModel, FQModel, HQAModel
@@ -22,12 +21,15 @@ from fq_ldm.training.config import (
     resolved,
     run_script,
 )
-from fq_ldm.training.data import ImageDataset, load_images, random_flip, sample_images
+from fq_ldm.training.data import BAD_IMAGES_FILE, ImageDataset, load_images, random_flip, sample_images
 from fq_ldm.training.hub import push_to_hub, save_card, save_metrics
-from fq_ldm.training.loop import Progress, make_accelerator, make_loader, start_run, train
+from fq_ldm.training.loop import Progress, train
 from fq_ldm.training.pictures import display_scale, save_grid
+from fq_ldm.training.setup import make_accelerator, make_loader, start_run
+from fq_ldm.training.share import merge, my_batches
 
 PREVIEW_IMAGES = 8
+EVALUATION_BATCH_SIZE = 128
 KINDS = {FQModel: "FQ-VAE", BaselineModel: "Baseline", HQAModel: "HQA"}
 USED_SHARE = 0.01  # in the progress bar, a code counts as used from this part of the mean usage on
 
@@ -42,7 +44,7 @@ def main(argv: list[str]) -> None:
 
     accelerator = make_accelerator(config)
     folder = Path(config.output_dir)
-    train_images, validation_images = load_images(data)
+    train_images, validation_images = load_images(data, folder / BAD_IMAGES_FILE)
     sample = sample_images(train_images, vae.init_images, config.seed)
     if not checkpoints(folder / "checkpoints"):
         accelerator.print(f"initialising from {len(sample)} training images")
@@ -76,9 +78,10 @@ def main(argv: list[str]) -> None:
     loader = make_loader(train_images, config, data.dataloader_num_workers)
     progress = train(accelerator, config, model, loader, compute_loss, preview)
 
+    model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    metrics = measure(model, progress, validation_images, sample)
     if accelerator.is_main_process:
-        model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-        finish(model, progress, validation_images, sample, shown, config, options)
+        finish(model, metrics, shown, config, options)
     accelerator.end_training()
 
 
@@ -104,30 +107,28 @@ def build_model(data: DataConfig, vae: VAEConfig) -> TokenAutoencoder:
         raise UserError(str(error)) from error
 
 
-def finish(
-    model: TokenAutoencoder,
-    progress: Progress,
-    validation_images: ImageDataset,
-    sample: torch.Tensor,
-    shown: torch.Tensor,
-    config: TrainingConfig,
-    options: dict,
-) -> None:
-    """Measure the trained model, and save it with its card."""
-    folder = Path(config.output_dir)
+@torch.no_grad()
+def measure(model: TokenAutoencoder, progress: Progress, held_out: ImageDataset, sample: torch.Tensor) -> dict:
+    """Standardise the diffusion latents of the trained model, and measure it; the processes share the images."""
     model.eval()
-    with torch.no_grad():
-        latents = torch.cat([model.encode(batch.to(model.device)).latents for batch in sample.split(256)])
-        model.measure_diffusion_latents_(latents)
-        reconstructions = model(shown.to(model.device)).sample.float().cpu()
-    held_out = tqdm(DataLoader(validation_images, batch_size=128), desc="held-out images")
-    metrics = evaluate_reconstruction(model, held_out, pixel_variance([sample]))
-    metrics |= {
+    latents = torch.cat([model.encode(batch.to(model.device)).latents for batch in sample.split(256)])
+    model.measure_diffusion_latents_(latents)
+    batches = tqdm(my_batches(held_out, EVALUATION_BATCH_SIZE), desc="held-out images")
+    metrics = evaluate_reconstruction(model, batches, pixel_variance([sample]), merge=merge)
+    return metrics | {
         "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "steps": progress.step,
         "images_seen": progress.images,
         "train_seconds": progress.seconds,
+        **({"steps_skipped": progress.skipped} if progress.skipped else {}),
     }
+
+
+def finish(model: TokenAutoencoder, metrics: dict, shown: torch.Tensor, config: TrainingConfig, options: dict) -> None:
+    """Save the trained model with a picture, its metrics and its card."""
+    folder = Path(config.output_dir)
+    with torch.no_grad():
+        reconstructions = model(shown.to(model.device)).sample.float().cpu()
     print("validation: " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
     model.save_pretrained(folder)
     pairs = (torch.cat([shown, reconstructions]) + 1) / 2
@@ -144,6 +145,9 @@ def finish(
         "reconstructions = model.detokenize(tokens)",
         metrics=metrics,
         options=options,
+        script="train_vae.py",
+        limits="For research on tokens and compression of images like those it was trained on; others lose detail. "
+        "Reconstructions are approximate: read no text, number or identity from them.",
     )
     if config.push_to_hub:
         push_to_hub(config)

@@ -1,8 +1,10 @@
 """Unconditional image generation: diffusion on the quantized frequency latents of an FQ-VAE."""
 
 import inspect
+import json
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin, UNet2DModel
@@ -12,6 +14,8 @@ from huggingface_hub import snapshot_download
 
 from fq_ldm.models import TokenAutoencoder
 
+INDEX_FILE = "model_index.json"
+LIBRARIES = ("fq_ldm", "diffusers")  # that components may come from
 DECODE_BATCH_SIZE = 64  # images decoded at a time: the decoder works at full resolution
 
 
@@ -47,12 +51,22 @@ class FQLDMPipeline(DiffusionPipeline):
         """Load a pipeline folder or a Hub repository; weights are read from safetensors only.
 
         The arguments are those of `DiffusionPipeline.from_pretrained`.
+
+        Raises:
+            OSError: if there is no such folder or repository, or a file is missing.
+            ValueError: if it holds a pipeline of another kind.
         """
         if not os.path.isdir(pretrained_model_name_or_path):
             # diffusers downloads components of other packages only together with their code. Ours is installed.
             download = {k: kwargs.pop(k) for k in ("cache_dir", "revision", "token", "local_files_only") if k in kwargs}
             pretrained_model_name_or_path = snapshot_download(str(pretrained_model_name_or_path), **download)
-        return super().from_pretrained(pretrained_model_name_or_path, **{"use_safetensors": True, **kwargs})
+        _check_index(Path(pretrained_model_name_or_path))
+        pipeline = super().from_pretrained(pretrained_model_name_or_path, **{"use_safetensors": True, **kwargs})
+        for name in ("vqvae", "unet"):
+            # diffusers only warns of weights that a file lacks, and leaves them empty.
+            if any(parameter.is_meta for parameter in getattr(pipeline, name).parameters()):
+                raise ValueError(f"{pretrained_model_name_or_path}: {name} has the weights of another model")
+        return pipeline
 
     @torch.no_grad()
     def __call__(
@@ -156,3 +170,21 @@ class FQLDMPipeline(DiffusionPipeline):
                 f"{type(self.scheduler).__name__} clips the predicted latents to [-1, 1], which ruins the images: "
                 "make it with clip_sample=False, or with from_config(pipeline.scheduler.config)"
             )
+
+
+def _check_index(folder: Path) -> None:
+    """Refuse a folder that is no `FQLDMPipeline` before diffusers imports whatever its index names."""
+    path = folder / INDEX_FILE
+    if not path.is_file():
+        raise OSError(f"{folder} holds no pipeline: {INDEX_FILE} is missing")
+    try:
+        index = json.loads(path.read_text())
+        found = index["_class_name"]
+        components = {name: tuple(index[name]) for name in ("vqvae", "unet", "scheduler")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not the index of an FQLDMPipeline ({type(error).__name__}: {error})") from error
+    if found != "FQLDMPipeline":
+        raise ValueError(f"{folder} holds a pipeline of class {found}, not FQLDMPipeline")
+    for name, component in components.items():
+        if len(component) != 2 or component[0] not in LIBRARIES:
+            raise ValueError(f"{path}: {name} is {list(component)}, not a class of {' or '.join(LIBRARIES)}")

@@ -59,7 +59,7 @@ def test_embedded_digits():
 
 def test_an_unreadable_image_is_named(tmp_path):
     for i in range(6):
-        Image.new("L", (8, 8)).save(tmp_path / f"{i}.png")
+        Image.new("L", (16, 16)).save(tmp_path / f"{i}.png")
     data = (tmp_path / "3.png").read_bytes()
     (tmp_path / "3.png").write_bytes(data[: len(data) // 2])
     with pytest.raises(DataError, match=r"3\.png: is not a readable image"):

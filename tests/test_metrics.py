@@ -229,7 +229,7 @@ def test_evaluation_counts_tokens_and_adds_pair_metrics(model, monkeypatch):
             assert images.dtype == reconstructions.dtype == torch.uint8
             self.value = max(self.value, int((images.int() - reconstructions.int()).abs().max()))
 
-        def compute(self):
+        def compute(self, merge):
             return self.value
 
     usage = CodebookUsage(32)
@@ -281,7 +281,7 @@ def test_precision_and_recall_of_samples_that_miss_half():
 def test_features_of_a_registered_extractor():
     images = to_uint8(smooth_images(30, 1, 16, 16))
     extractor = FeatureExtractor(["fid", "kid"], "random-convolution")
-    features = extractor.extract(images.split(7))
+    features = extractor.join([extractor(part) for part in images.split(7)])
     assert set(features) == {"fid", "kid"} and features["fid"].shape == (30, 8)
     torch.testing.assert_close(features["fid"], extractor(images.repeat(1, 3, 1, 1))["means"])
     with pytest.raises(ValueError, match="'random' is not registered with torch-fidelity, only inception-v3-compat"):

@@ -1,13 +1,7 @@
 """Minutes rather than seconds: several processes, and a short training on real digits."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
-from test_scripts import ROOT, VAE_OPTIONS, to_flags
 
 from fq_ldm import FQModel
 from fq_ldm.metrics import evaluate_reconstruction, pixel_variance
@@ -15,22 +9,6 @@ from fq_ldm.training.config import DataConfig
 from fq_ldm.training.data import load_images, sample_images
 
 pytestmark = pytest.mark.slow
-
-
-def test_two_processes_leave_one_model(image_folder, tmp_path):
-    options = dict(dataset=image_folder, output_dir="vae", max_train_steps=2, **VAE_OPTIONS)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(ROOT / "train_vae.py")]
-    result = subprocess.run(
-        [*command, *to_flags(options)],
-        cwd=tmp_path,
-        env=os.environ | {"ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    metrics = json.loads((tmp_path / "vae" / "metrics.json").read_text())
-    assert metrics["images"] == 8 and metrics["images_seen"] == 2 * 2 * 8  # steps, processes, batch
-    assert FQModel.from_pretrained(tmp_path / "vae").config.num_tokens == 8
 
 
 def test_a_minute_of_training_on_digits():

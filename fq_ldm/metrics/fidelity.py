@@ -6,7 +6,7 @@ Images are uint8 (B, c, H, W); greyscale ones are repeated to three channels. Fe
 
 import pickle
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import lpips
@@ -36,8 +36,8 @@ class FeatureExtractor:
     Args:
         metrics: what the features are for, out of "fid", "kid" and "prc"; the network says which layer serves.
         name: a feature extractor registered with torch-fidelity.
-        weights: file with its weights, None to download them from where they are published. torch-fidelity
-            unpickles the file, so it must come from a trusted place.
+        weights: file with its weights, None to download them from where they are published. The file of an
+            extractor that torch-fidelity does not bring itself is read by that extractor's own code.
         device: where the network runs.
 
     Raises:
@@ -59,6 +59,8 @@ class FeatureExtractor:
             )
         layer_for = FEATURE_EXTRACTORS_REGISTRY[name].get_default_feature_layer_for_metric
         self.name, self.device = name, device
+        if weights is not None and name in EXTRACTOR_URLS and name not in CLIP_URLS:
+            _check_pickle(weights, EXTRACTOR_URLS[name])
         self.layers = {metric: layer_for(metric) for metric in metrics}
         network = _load_weights(
             "feature_extractor_weights",
@@ -75,10 +77,6 @@ class FeatureExtractor:
         """Images (B, c, H, W) uint8 -> layer: features (B, F)."""
         features = self._network(_three_channels(images).to(self.device))
         return {k: v.cpu() for k, v in self._network.convert_features_tuple_to_dict(features).items()}
-
-    def extract(self, batches: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Batches of images (B, c, H, W) uint8 -> metric: features (N, F) of all images."""
-        return self.join([self(batch) for batch in batches])
 
     def join(self, parts: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """What calls returned for the batches -> metric: features (N, F) of all images."""
@@ -102,9 +100,10 @@ class ReconstructionFID:
         self._images.append(self.extractor(images))
         self._reconstructions.append(self.extractor(reconstructions))
 
-    def compute(self) -> float:
-        """The distance over all batches; see `frechet_distance`."""
-        return frechet_distance(*(self.extractor.join(part)["fid"] for part in (self._reconstructions, self._images)))
+    def compute(self, merge: Callable[[list], list] = list) -> float:
+        """The distance over all batches, of all processes by `merge`; see `frechet_distance`."""
+        parts = (merge(self._reconstructions), merge(self._images))
+        return frechet_distance(*(self.extractor.join(part)["fid"] for part in parts))
 
 
 class LPIPS:
@@ -123,7 +122,7 @@ class LPIPS:
     def __init__(self, weights: str | None = None, device: torch.device | str = "cpu"):
         self.device = device
         self._network = _load_weights("lpips_weights", weights, VGG16_URL, lambda: _lpips_network(weights)).to(device)
-        self._total, self._count = 0.0, 0
+        self._sums = []  # of each batch
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -142,12 +141,12 @@ class LPIPS:
 
     def add(self, images: torch.Tensor, reconstructions: torch.Tensor) -> None:
         """Two batches (B, c, H, W) uint8."""
-        self._total += self(images, reconstructions).sum().item()
-        self._count += len(images)
+        self._sums.append((len(images), self(images, reconstructions).sum().item()))
 
-    def compute(self) -> float:
-        """The mean over all pairs."""
-        return self._total / self._count
+    def compute(self, merge: Callable[[list], list] = list) -> float:
+        """The mean over all pairs, of all processes by `merge`."""
+        count, total = map(sum, zip(*merge(self._sums), strict=True))
+        return total / count
 
 
 def frechet_distance(features: torch.Tensor, references: torch.Tensor) -> float:
@@ -234,6 +233,13 @@ def _load_weights(option: str, path: str | None, url: str | None, load):
     except UNREADABLE as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{option}: {path} does not hold these weights ({reason}); get {published}") from error
+
+
+def _check_pickle(path: str, url: str) -> None:
+    """Refuse a file that holds more than tensors: torch-fidelity would unpickle whatever it holds."""
+    _load_weights(
+        "feature_extractor_weights", path, url, lambda: torch.load(path, map_location="cpu", weights_only=True)
+    )
 
 
 def _lpips_network(weights: str | None) -> torch.nn.Module:

@@ -1,6 +1,6 @@
 """How well an FQ-VAE reconstructs a set of images."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -15,6 +15,7 @@ def evaluate_reconstruction(
     train_variance: float | None = None,
     usage: CodebookUsage | None = None,
     pair_metrics: dict | None = None,
+    merge: Callable[[list], list] = list,
 ) -> dict[str, float]:
     """Means over all images of MSE, PSNR and SSIM, and the use of the codebook.
 
@@ -26,7 +27,8 @@ def evaluate_reconstruction(
         train_variance: variance of the training pixels in [-1, 1]; `nmse` is the MSE over it, and left out for None.
         usage: counts the tokens, for a caller who wants more of the counts than this returns.
         pair_metrics: name -> a metric such as `fidelity.LPIPS`, with `add(images, reconstructions)`, which takes uint8
-            batches, and `compute()`.
+            batches, and `compute(merge)`.
+        merge: where several processes have batches of their own, makes one list of all of a list of each.
 
     Returns:
         images, mse, nmse, psnr (dB), ssim (uniform window), ssim_gaussian, codes_used, perplexity, bits_per_image, and
@@ -35,21 +37,20 @@ def evaluate_reconstruction(
     model.eval()
     usage = CodebookUsage(model.config.num_vq_embeddings) if usage is None else usage
     pair_metrics = pair_metrics or {}
-    totals, count = {"mse": 0.0, "psnr": 0.0, "ssim": 0.0, "ssim_gaussian": 0.0}, 0
+    sums = []  # of each batch
     for batch in batches:
         batch = batch.to(model.device)
         output = model(batch)
         usage.add(output.indices)
         images, reconstructions = to_uint8(batch), to_uint8(output.sample)
         pair = (reconstructions / 255, images / 255)
-        totals["mse"] += mse(*pair).sum().item()
-        totals["psnr"] += psnr(*pair).sum().item()
-        totals["ssim"] += ssim(*pair).sum().item()
-        totals["ssim_gaussian"] += ssim(*pair, window="gaussian").sum().item()
+        values = (mse(*pair), psnr(*pair), ssim(*pair), ssim(*pair, window="gaussian"))
+        sums.append((len(batch), *(value.sum().item() for value in values)))
         for metric in pair_metrics.values():
             metric.add(images, reconstructions)
-        count += len(batch)
-    means = {name: total / count for name, total in totals.items()}
+    count, *totals = map(sum, zip(*merge(sums), strict=True))
+    means = {name: total / count for name, total in zip(("mse", "psnr", "ssim", "ssim_gaussian"), totals, strict=True)}
+    usage.counts = sum(merge([usage.counts]))
     return {
         "images": count,
         "mse": means["mse"],
@@ -60,7 +61,7 @@ def evaluate_reconstruction(
         "codes_used": usage.codes_used(),
         "perplexity": usage.perplexity(),
         "bits_per_image": model.bits_per_image,
-        **{name: metric.compute() for name, metric in pair_metrics.items()},
+        **{name: metric.compute(merge) for name, metric in pair_metrics.items()},
     }
 
 

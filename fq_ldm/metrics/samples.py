@@ -1,6 +1,6 @@
 """Samples against data without a trained network: their spectra, and their nearest training images."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -13,25 +13,28 @@ class PowerSpectrum:
     """
 
     def __init__(self):
-        self._sum = 0.0
-        self._images = 0
+        self._sums = []  # of each batch
 
     def __call__(self, images: torch.Tensor) -> None:
         images = images.double()
         power = torch.fft.fft2(images - images.mean((-2, -1), keepdim=True), norm="ortho").abs().square()
-        self._sum = self._sum + power.mean(1).sum(0)
-        self._images += len(images)
+        self._sums.append((len(images), power.mean(1).sum(0).cpu()))
 
-    def radial(self) -> torch.Tensor:
-        """Power at 1 .. min(H, W) / 2 cycles per image side, to the nearest integer: float64 (min(H, W) // 2,)."""
-        power = self._sum / self._images
+    def radial(self, merge: Callable[[list], list] = list) -> torch.Tensor:
+        """Power at 1 .. min(H, W) / 2 cycles per image side, to the nearest integer: float64 (min(H, W) // 2,).
+
+        Args:
+            merge: where several processes have batches of their own, makes one list of all of a list of each.
+        """
+        count, total = map(sum, zip(*merge(self._sums), strict=True))
+        power = total / count
         height, width = power.shape
         rows, columns = torch.fft.fftfreq(height) * height, torch.fft.fftfreq(width) * width
         side = min(height, width)
         # In cycles per shorter side, so that a ring is one frequency in pixels where images are not square.
         radius = torch.hypot(rows.view(-1, 1) * side / height, columns.view(1, -1) * side / width).round().long()
         rings = torch.zeros(int(radius.max()) + 1, dtype=power.dtype)
-        rings.index_add_(0, radius.flatten(), power.flatten().cpu())
+        rings.index_add_(0, radius.flatten(), power.flatten())
         return (rings / torch.bincount(radius.flatten()))[1 : side // 2 + 1]
 
 

@@ -17,4 +17,7 @@ def load_vae(name: str) -> TokenAutoencoder:
     class_name = TokenAutoencoder.load_config(name).get("_class_name")
     if class_name not in CLASSES:
         raise ValueError(f"{name}: holds a model of class {class_name}, not one of {', '.join(CLASSES)}")
-    return CLASSES[class_name].from_pretrained(name, use_safetensors=True).eval()
+    model, info = CLASSES[class_name].from_pretrained(name, use_safetensors=True, output_loading_info=True)
+    if info["missing_keys"] or info["unexpected_keys"]:
+        raise ValueError(f"{name}: the weights are those of another model than its config.json describes")
+    return model.eval()

@@ -274,11 +274,13 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def update_(self, tokens: torch.Tensor, indices: torch.Tensor) -> None:
-        """One step of equations 6-10 with the tokens (..., m) and their entries' indices (...)."""
-        counts = torch.bincount(indices.flatten(), minlength=len(self.entries)).to(self.usage)
-        if _distributed():
-            dist.all_reduce(counts)
-        self.usage.copy_(update_usage(self.usage, counts, self.usage_decay))
+        """One step of equations 6-10 with the tokens (..., m) and their entries' indices (...).
+
+        Tokens that are not finite, in any process, leave the codebook as it is.
+        """
+        counts = count_entries(indices, len(self.entries))
+        finite = all_finite(tokens)
+        self.usage.copy_(torch.where(finite, update_usage(self.usage, counts, self.usage_decay), self.usage))
         if self.anchors == "none":
             return
         tokens = tokens.reshape(-1, tokens.shape[-1])
@@ -290,7 +292,8 @@ class Codebook(nn.Module):
             anchors = probable_tokens(tokens, self.entries)
         delta = dependency(self.entries) if self.dependency else torch.ones_like(self.usage)
         alpha = step_size(self.usage, delta, self.usage_decay)
-        self.entries.lerp_(anchors, alpha.unsqueeze(-1))  # equation 6
+        moved = torch.lerp(self.entries, anchors, alpha.unsqueeze(-1))  # equation 6
+        self.entries.copy_(torch.where(finite, moved, self.entries))
 
 
 def kmeans_sample(num_entries: int, token_dim: int) -> int:
@@ -305,6 +308,22 @@ def sample_tokens(
     """At most `count` of the tokens (n, m), and their weights, always the same choice."""
     chosen = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))[:count].to(tokens.device)
     return tokens[chosen], None if weights is None else weights[chosen]
+
+
+def count_entries(indices: torch.Tensor, num_entries: int) -> torch.Tensor:
+    """How often each entry was chosen, over all processes: indices (...) -> (M,) float32."""
+    counts = torch.bincount(indices.flatten(), minlength=num_entries).float()
+    if _distributed():
+        dist.all_reduce(counts)
+    return counts
+
+
+def all_finite(tokens: torch.Tensor) -> torch.Tensor:
+    """Whether no number of the tokens is NaN or infinite in any process: bool scalar, the same on all of them."""
+    faults = (~tokens.isfinite()).any().int()
+    if _distributed():
+        dist.all_reduce(faults, dist.ReduceOp.MAX)
+    return faults == 0
 
 
 def _distributed() -> bool:

@@ -5,10 +5,19 @@ import torch.nn.functional as F
 from torch import nn
 from vector_quantize_pytorch import FSQ, ResidualVQ, SimVQ, VectorQuantize
 
-from .codebook import QuantizedTokens, nearest_entries, perplexity, sample_tokens
+from .codebook import (
+    QuantizedTokens,
+    all_finite,
+    count_entries,
+    nearest_entries,
+    perplexity,
+    sample_tokens,
+    update_usage,
+)
 
 COMMITMENT_WEIGHT = 0.25  # beta of VQ-VAE and SimVQ
 EMA_DECAY = 0.99  # VQ-VAE's appendix
+USAGE_DECAY = 0.99  # of the use of the entries in the progress bar
 DEAD_CODE_THRESHOLD = 2  # of the running cluster size; the revival that the package recommends
 KMEANS_TOKENS = 64  # per entry
 
@@ -22,9 +31,9 @@ class _LibraryCodebook(nn.Module):
         self.register_buffer("usage", torch.full((num_vq_embeddings,), 1 / num_vq_embeddings))
 
     def _wrap(self, tokens: torch.Tensor, indices: torch.Tensor, loss: torch.Tensor) -> QuantizedTokens:
-        counts = torch.bincount(indices.flatten(), minlength=len(self.usage))
         if self.training and torch.is_grad_enabled():
-            self.usage.lerp_(counts / counts.sum(), 0.01)
+            self.usage.copy_(update_usage(self.usage, count_entries(indices, len(self.usage)), USAGE_DECAY))
+        counts = torch.bincount(indices.flatten(), minlength=len(self.usage))
         return QuantizedTokens(tokens=tokens, indices=indices, loss=loss, perplexity=perplexity(counts))
 
     def objective(self, reconstruction_loss: torch.Tensor, loss: torch.Tensor) -> torch.Tensor:
@@ -54,11 +63,21 @@ class _NearestCodebook(_LibraryCodebook):
         if not (self.training and torch.is_grad_enabled()):
             indices = self.nearest(tokens)
             return self._wrap(self(indices), indices, (tokens - self(indices)).square().mean())
-        quantized, indices, loss = self.quantizer(tokens)
+        quantized, indices, loss = self.quantizer(tokens, **self._training_options(tokens))
         return self._wrap(quantized, indices.flatten(1), loss.sum())
 
+    def _training_options(self, tokens: torch.Tensor) -> dict:
+        return {}
 
-class EMACodebook(_NearestCodebook):
+
+class _AveragingCodebook(_NearestCodebook):
+    """One whose entries are running means, into which no token may go that is not finite."""
+
+    def _training_options(self, tokens: torch.Tensor) -> dict:
+        return {"freeze_codebook": not all_finite(tokens)}
+
+
+class EMACodebook(_AveragingCodebook):
     """VQ-VAE with a codebook of running means, k-means start and revival of dead entries."""
 
     def __init__(self, num_vq_embeddings: int, vq_embed_dim: int):
@@ -121,7 +140,9 @@ class FSQCodebook(_LibraryCodebook):
     def quantize(self, tokens: torch.Tensor, weights: None = None) -> QuantizedTokens:
         """Tokens (B, U, m), float32 -> their rounded values, projected back; there is no loss."""
         quantized, indices = self.quantizer(tokens)
-        return self._wrap(quantized, indices.long(), tokens.new_zeros(()))
+        # A token that is not finite rounds to no code; the loss tells of it, the count need not break.
+        indices = indices.long().clamp(0, len(self.usage) - 1)
+        return self._wrap(quantized, indices, tokens.new_zeros(()))
 
     @torch.no_grad()
     def initialize_(self, tokens: torch.Tensor, weights: None = None) -> None:
@@ -140,7 +161,7 @@ class FSQCodebook(_LibraryCodebook):
         self.quantizer.project_out.bias.copy_(solution[-1])
 
 
-class ResidualCodebook(_NearestCodebook):
+class ResidualCodebook(_AveragingCodebook):
     """Residual quantization (Lee et al. 2022): several entries of one shared codebook for each position.
 
     Args:

@@ -26,6 +26,7 @@ from torch import nn
 
 from .codebook import (
     QuantizedTokens,
+    count_entries,
     kmeans,
     kmeans_sample,
     nearest_entries,
@@ -125,9 +126,7 @@ class StochasticCodebook(nn.Module):
     @torch.no_grad()
     def update_(self, indices: torch.Tensor) -> None:
         """Count the step, and the use of the entries over all processes."""
-        counts = torch.bincount(indices.flatten(), minlength=len(self.entries)).to(self.usage)
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(counts)
+        counts = count_entries(indices, len(self.entries))
         self.usage.copy_(update_usage(self.usage, counts, HQA_USAGE_DECAY))
         self.steps += 1
 

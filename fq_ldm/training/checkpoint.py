@@ -1,17 +1,22 @@
 """Checkpoints to resume from: written aside, renamed when complete, the oldest removed.
 
-They hold what training needs and are no release: the final weights are diffusers folders.
+They hold what training needs and are no release: the final weights are diffusers folders. A checkpoint carries the
+digests of its files, so that one that was damaged after it was written is found out and the one before it used.
 """
 
+import hashlib
 import json
+import os
+import pickle
 import shutil
 from pathlib import Path
 
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from .config import UserError
+from .config import DataError, UserError
 
 PROGRESS_FILE = "progress.json"
 EMA_FILE = "ema.safetensors"
@@ -19,38 +24,64 @@ EMA_FILE = "ema.safetensors"
 FREE_OPTIONS = {
     "output_dir", "max_train_steps", "max_train_seconds", "num_train_epochs", "report_to", "logging_steps",
     "checkpointing_steps", "checkpoints_total_limit", "preview_steps", "preview_images", "preview_inference_steps",
-    "push_to_hub", "hub_model_id", "hub_private", "dry_run", "dataloader_num_workers",
+    "card_notes", "push_to_hub", "hub_model_id", "hub_private", "dry_run", "skip_nonfinite", "dataloader_num_workers",
 }  # fmt: skip
 
 
 def save_checkpoint(
     accelerator: Accelerator, folder: Path, progress: dict, schedule: dict, ema: EMAModel | None, limit: int
 ) -> None:
-    """Write `folder/step_<progress["step"]>` and keep the newest `limit` checkpoints."""
+    """Write `folder/step_<progress["step"]>` and keep the newest `limit` checkpoints.
+
+    Raises:
+        DataError: if it cannot be written; earlier checkpoints stay as they are.
+    """
     partial, final = folder / "partial", folder / f"step_{progress['step']:08d}"
     if accelerator.is_main_process:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial))
-    if accelerator.is_main_process:
-        (partial / PROGRESS_FILE).write_text(json.dumps({"progress": progress, "schedule": schedule}))
-        if ema is not None:
-            parameters = {str(i): p.contiguous() for i, p in enumerate(ema.shadow_params)}
-            save_file(parameters, partial / EMA_FILE)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        for old in checkpoints(folder)[:-limit]:
-            shutil.rmtree(old)
+    try:
+        accelerator.save_state(str(partial))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            if ema is not None:
+                parameters = {str(i): p.contiguous() for i, p in enumerate(ema.shadow_params)}
+                save_file(parameters, partial / EMA_FILE)
+            digests = {path.name: _digest(path) for path in sorted(partial.iterdir())}
+            state = {"progress": progress, "schedule": schedule, "digests": digests}
+            (partial / PROGRESS_FILE).write_text(json.dumps(state))
+            for path in partial.iterdir():
+                _flush(path)
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+            _flush(folder)
+            for old in checkpoints(folder)[:-limit]:
+                shutil.rmtree(old)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have words of their own for it
+        shutil.rmtree(partial, ignore_errors=True)
+        kept = checkpoints(folder)
+        left = f"the last complete one is {kept[-1].name}" if kept else "there is none yet"
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"{folder}: the checkpoint of step {progress['step']} cannot be written ({reason}); {left}: make room and "
+            "run the same command again"
+        ) from error
     accelerator.wait_for_everyone()
 
 
 def load_checkpoint(accelerator: Accelerator, checkpoint: Path, ema: EMAModel | None) -> tuple[dict, dict]:
-    """Restore everything that was prepared with the accelerator; returns the progress and the schedule's state."""
-    accelerator.load_state(str(checkpoint))
+    """Restore everything that was prepared with the accelerator; returns the progress and the schedule's state.
+
+    Pickled parts (the optimizer's state, the random states) are read with `weights_only=True`.
+    """
+    try:
+        accelerator.load_state(str(checkpoint))
+        parameters = load_file(checkpoint / EMA_FILE) if ema is not None else {}
+    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
+        raise DataError(f"{checkpoint}: cannot be loaded ({' '.join(str(error).split())[:300]})") from error
     saved = json.loads((checkpoint / PROGRESS_FILE).read_text())
     if ema is not None:
-        parameters = load_file(checkpoint / EMA_FILE)
         for i, shadow in enumerate(ema.shadow_params):
             shadow.copy_(parameters[str(i)])
         ema.optimization_step = saved["progress"]["step"]
@@ -62,12 +93,35 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step_*"))
 
 
+def newest_intact(folder: Path, report) -> Path | None:
+    """The newest checkpoint whose files are what was written, or None if there is no checkpoint.
+
+    Args:
+        folder: of the checkpoints.
+        report: called with a line about each damaged one.
+
+    Raises:
+        DataError: if all are damaged.
+    """
+    found = checkpoints(folder)
+    for checkpoint in reversed(found):
+        damage = _damage(checkpoint)
+        if damage is None:
+            return checkpoint
+        report(f"{checkpoint}: is damaged ({damage}); trying the one before")
+    if found:
+        raise DataError(f"{folder}: all checkpoints are damaged; delete the folder to start anew")
+    return None
+
+
 def check_same_run(folder: Path, old: dict, new: dict) -> None:
     """Stop before a run with other options goes on from the checkpoints of this one.
 
     Raises:
         UserError: naming the options that differ.
     """
+    if old.keys().isdisjoint(new):
+        raise UserError(f"output_dir: {folder} holds something else than a run of this script; choose another one")
     changed = [k for k in new if k not in FREE_OPTIONS and k in old and old[k] != new[k]]
     if changed:
         differences = ", ".join(f"{k} {old[k]} -> {new[k]}" for k in changed)
@@ -75,3 +129,31 @@ def check_same_run(folder: Path, old: dict, new: dict) -> None:
             f"output_dir: {folder} holds checkpoints of a run with other options ({differences}); choose another "
             "output_dir, or delete it to start anew"
         )
+
+
+def _damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, in words."""
+    try:
+        digests = json.loads((checkpoint / PROGRESS_FILE).read_text())["digests"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{PROGRESS_FILE} is missing or unreadable"
+    for name, digest in digests.items():
+        if not (checkpoint / name).is_file():
+            return f"{name} is missing"
+        if _digest(checkpoint / name) != digest:
+            return f"{name} has changed since it was written"
+    return None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Let a file, or the names in a folder, reach the disk before anything that relies on it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

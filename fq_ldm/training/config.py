@@ -48,6 +48,9 @@ class DataConfig:
     resolution: list[int] = option([32], "height and width in pixels, or one number for both")
     random_flip: bool = option(False, "flip half of the training images left to right")
     max_train_images: int | None = option(None, "use only this many training images")
+    skip_bad_images: bool = option(
+        False, "look at all images first and leave out those that cannot be used, instead of stopping at one"
+    )
     dataloader_num_workers: int = option(0, "processes that load images; 0 loads them in the training process")
 
     def __post_init__(self):
@@ -95,9 +98,11 @@ class TrainingConfig:
     checkpointing_steps: int = option(1000, "optimizer steps between checkpoints")
     checkpoints_total_limit: int = option(2, "checkpoints kept")
     preview_steps: int = option(1000, "optimizer steps between pictures")
+    card_notes: str | None = option(None, "paragraph for the model card, for example on the licence of the data")
     push_to_hub: bool = option(False, "upload the result to the Hub")
     hub_model_id: str | None = option(None, "Hub repository to upload to; the name of output_dir by default")
     hub_private: bool = option(False, "make the Hub repository private")
+    skip_nonfinite: bool = option(False, "skip steps whose loss or gradient is not finite, and name them in a log")
     dry_run: bool = option(False, "print the resolved configuration and stop")
 
     def __post_init__(self):
@@ -167,6 +172,9 @@ class VAEConfig:
     graph_module: bool = option(True, "refine quantized tokens by equation 12")
     init_images: int = option(4096, "training images that choose the coefficients and start the codebook")
 
+    def __post_init__(self):
+        _check_positive(self)
+
 
 @dataclass
 class LDMConfig:
@@ -204,13 +212,26 @@ class LDMConfig:
     save_precision: str = option("fp32", "of the pipeline's weights", choices=["fp32", "fp16"])
 
     def __post_init__(self):
-        check(self.snr_gamma is None or self.snr_gamma > 0, "snr_gamma", self.snr_gamma, "must be positive")
+        check(min(self.unet_attention_levels, default=0) >= 0, "unet_attention_levels", self.unet_attention_levels,
+              "must not be negative")  # fmt: skip
+        _check_positive(self, but=("unet_attention_levels", "unet_dropout", "ema_decay"))
+        check(0 <= self.unet_dropout < 1, "unet_dropout", self.unet_dropout, "must lie in 0 .. 1")
+        check(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "must lie in 0 .. 1")
 
 
 def check(condition: bool, name: str, value, rule: str) -> None:
     """Raise a `UserError` that names the option, its value and the rule that it breaks."""
     if not condition:
         raise UserError(f"{name}: {rule}, not {value}")
+
+
+def _check_positive(config, but: tuple[str, ...] = ()) -> None:
+    """Every number of a configuration, alone or in a list, must be positive."""
+    for field_ in fields(config):
+        value = getattr(config, field_.name)
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int | float) and not isinstance(number, bool) and field_.name not in but:
+                check(number > 0, field_.name, value, "must be positive")
 
 
 def parse_config(argv: list[str], *config_classes, required: tuple[str, ...] = ()) -> tuple:
@@ -227,6 +248,7 @@ def parse_config(argv: list[str], *config_classes, required: tuple[str, ...] = (
     known, flags = own.parse_known_args(argv)
     parser = _Parser(config_classes, prog=Path(sys.argv[0]).name, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", nargs="+", help="YAML files with any of these options")
+    parser.add_argument("--debug", action="store_true", help="show where in the code an error was found")
     values = {}
     for path in known.config:
         values.update(_read_file(path, config_classes))
@@ -281,9 +303,18 @@ def to_yaml(values: dict) -> str:
 
 
 def run_script(main) -> None:
-    """Run `main(argv)`; a `UserError` becomes one line on stderr and an exit status."""
+    """Run `main(argv)`; a `UserError` becomes one line on stderr and an exit status, and with --debug a traceback."""
     try:
         main(sys.argv[1:])
     except UserError as error:
-        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        if "--debug" in sys.argv:
+            raise
+        # A worker of a data loader wraps the message in its traceback; its last line is what was raised.
+        lines = str(error).strip().splitlines()
+        if lines:
+            line = lines[-1].removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")
+            print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
         sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        print(f"{Path(sys.argv[0]).name}: interrupted before there was anything to save", file=sys.stderr)
+        sys.exit(130)

@@ -1,17 +1,31 @@
 """Images from the Hub, a folder, parquet files or the embedded digits, as tensors in [-1, 1]."""
 
 import io
+import struct
+import sys
+import warnings
 from pathlib import Path
 
 import datasets
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from tqdm.auto import tqdm
 
 from .config import DataConfig, DataError, UserError
 
 SPLIT_SEED = 0  # the held-out images do not depend on the training seed
 PIL_MODES = {1: "L", 3: "RGB"}
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)  # fmt: skip  (what Pillow raises for files that are cut off, of another kind, or enormous)
+BAD_IMAGES_FILE = "bad_images.txt"
 
 
 class ImageDataset(torch.utils.data.Dataset):
@@ -37,32 +51,60 @@ class ImageDataset(torch.utils.data.Dataset):
         """Image number i.
 
         Raises:
-            DataError: if it cannot be read or has the wrong channels; the message names it.
+            DataError: if it cannot be read or does not fit; the message names it.
         """
         cell = self._cells[i][self.config.image_column]
         name = cell["path"] or f"image {i} of {self.config.dataset}"
+        if cell["bytes"] is None and cell["path"] is None:
+            raise DataError(f"{name}: is empty; remove it from the dataset")
         try:
-            with Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"]) as file:
-                image = ImageOps.exif_transpose(file)
-                image.load()
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(f"{name}: is not a readable image ({error}); remove it from the dataset") from error
-        mode = PIL_MODES[self.config.channels]
-        if image.mode != mode:
-            if not self.config.convert_images:
-                raise DataError(
-                    f"{name}: is {image.mode} ({len(image.getbands())} channels), but channels is "
-                    f"{self.config.channels} ({mode}): set channels, or convert_images to convert what differs"
-                )
-            image = image.convert(mode)
-        return to_tensor(self._cut(image))
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                with Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"]) as file:
+                    frames = getattr(file, "n_frames", 1)
+                    image = ImageOps.exif_transpose(file)
+                    image.load()
+        except UNREADABLE as error:
+            reason = " ".join(str(error).split())
+            raise DataError(f"{name}: is not a readable image ({reason}); remove it from the dataset") from error
+        return to_tensor(self._cut(self._convert(image, frames, name), name))
 
-    def _cut(self, image: Image.Image) -> Image.Image:
-        if self.config.center_crop is not None:
-            side, (width, height) = self.config.center_crop, image.size
-            left, top = (width - side) // 2, (height - side) // 2
-            image = image.crop((left, top, left + side, top + side))
+    def _convert(self, image: Image.Image, frames: int, name: str) -> Image.Image:
+        mode = PIL_MODES[self.config.channels]
+        if image.mode == mode and frames == 1:
+            return image
+        if not self.config.convert_images:
+            kind = (
+                f"an animation of {frames} frames" if frames > 1 else f"{image.mode} ({len(image.getbands())} channels)"
+            )
+            raise DataError(
+                f"{name}: is {kind}, but channels is {self.config.channels} ({mode}): set channels, or convert_images "
+                "to convert what differs"
+            )
+        if image.mode.startswith("I"):  # 16 bits, which Pillow would clip to 8
+            image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
+        if "transparency" in image.info:
+            image = image.convert("RGBA")
+        return image.convert(mode)
+
+    def _cut(self, image: Image.Image, name: str) -> Image.Image:
         height, width = self.config.size
+        side = self.config.center_crop
+        needed = (width, height) if side is None else (side, side)
+        if (image.width < needed[0] or image.height < needed[1]) and not self.config.convert_images:
+            raise DataError(
+                f"{name}: is {image.width}x{image.height} pixels, smaller than the {needed[0]}x{needed[1]} that "
+                f"{'resolution' if side is None else 'center_crop'} asks for: lower it, remove the image, or set "
+                "convert_images to enlarge what is too small"
+            )
+        if side is not None:
+            if min(image.size) < side:
+                scale = side / min(image.size)
+                image = image.resize(
+                    (round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS
+                )
+            left, top = (image.width - side) // 2, (image.height - side) // 2
+            image = image.crop((left, top, left + side, top + side))
         if image.size == (width, height):
             return image
         return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
@@ -75,8 +117,12 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(array / np.float32(127.5) - np.float32(1))
 
 
-def load_images(config: DataConfig) -> tuple[ImageDataset, ImageDataset]:
+def load_images(config: DataConfig, bad_images_log: Path | None = None) -> tuple[ImageDataset, ImageDataset]:
     """The training and the validation images.
+
+    Args:
+        config: which, and how to cut them.
+        bad_images_log: file for the names of images that `skip_bad_images` leaves out.
 
     Raises:
         UserError: if there is no such dataset, split or column.
@@ -110,7 +156,10 @@ def load_images(config: DataConfig) -> tuple[ImageDataset, ImageDataset]:
             )
         if len(table) == 0:
             raise DataError(f"{config.dataset}: holds no images")
-    return ImageDataset(train, config), ImageDataset(validation, config)
+    found = ImageDataset(train, config), ImageDataset(validation, config)
+    if config.skip_bad_images:
+        found = without_bad_images(found, bad_images_log)
+    return found
 
 
 def _load_splits(config: DataConfig) -> datasets.DatasetDict:
@@ -121,11 +170,22 @@ def _load_splits(config: DataConfig) -> datasets.DatasetDict:
         if path.suffix == ".parquet" and path.is_file():
             return datasets.load_dataset("parquet", data_files={config.train_split: str(path)})
         if path.is_dir() and not any(path.rglob("*.parquet")):
-            return datasets.load_dataset("imagefolder", data_dir=str(path), drop_labels=True)
+            splits = datasets.load_dataset("imagefolder", data_dir=str(path), drop_labels=True)
+            _report_other_files(path, sum(map(len, splits.values())))
+            return splits
         return datasets.load_dataset(config.dataset, config.dataset_config)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{config.dataset}: cannot be loaded as a folder, parquet or Hub dataset ({reason})") from error
+
+
+def _report_other_files(folder: Path, loaded: int) -> None:
+    """Say how many files `datasets` has passed over, since it goes by their names alone."""
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith((".", "metadata."))]
+    if others := len(files) - loaded:
+        named = sorted(path.name for path in files if path.suffix.lower() not in Image.registered_extensions())
+        example = f", e.g. {named[0]}" if named else ""
+        print(f"{folder}: {others} files are not named like images and left out{example}", file=sys.stderr)
 
 
 def _digits() -> datasets.Dataset:
@@ -137,6 +197,34 @@ def _digits() -> datasets.Dataset:
     pixels, labels = mnist_data()
     images = [Image.fromarray(row.reshape(28, 28).astype(np.uint8)) for row in pixels]
     return datasets.Dataset.from_dict({"image": images, "label": labels}).cast_column("image", datasets.Image())
+
+
+def without_bad_images(parts: tuple[ImageDataset, ...], log: Path | None) -> tuple[ImageDataset, ...]:
+    """Datasets without the images that cannot be used; each of them is named in the log, with what is wrong.
+
+    Raises:
+        DataError: if none is left of one of them.
+    """
+    lines, kept = [], []
+    for dataset in parts:
+        good = []
+        for i in tqdm(range(len(dataset)), desc="looking for bad images"):
+            try:
+                dataset[i]
+                good.append(i)
+            except DataError as error:
+                lines.append(f"{error}\n")
+        if not good:
+            raise DataError(f"{dataset.config.dataset}: none of {len(dataset)} images can be used; e.g. {lines[-1]}")
+        kept.append(ImageDataset(dataset.table.select(good), dataset.config))
+    if lines:
+        where = ""
+        if log is not None:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.write_text("".join(lines))
+            where = f"; {log} names them"
+        print(f"{parts[0].config.dataset}: left out {len(lines)} bad images of {sum(map(len, parts))}{where}")
+    return tuple(kept)
 
 
 def sample_images(dataset: ImageDataset, count: int, seed: int) -> torch.Tensor:

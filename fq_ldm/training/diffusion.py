@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.training_utils import compute_snr
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -16,6 +16,7 @@ from ..models import TokenAutoencoder, load_vae
 from ..models.autoencoder import STATISTICS_IMAGES
 from .config import LATENTS_FILE, DataConfig, DataError, LDMConfig, UserError, check
 from .data import ImageDataset, random_flip, sample_images
+from .share import merge, my_batches, my_share
 
 ENCODE_BATCH_SIZE = 128
 
@@ -28,7 +29,7 @@ def open_vae(path: str) -> TokenAutoencoder:
     """
     try:
         return load_vae(path)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a foreign or damaged file fails in as many ways as there are files
         raise DataError(f"vae: no FQ-VAE can be loaded from {path} ({' '.join(str(error).split())})") from error
 
 
@@ -175,15 +176,24 @@ def load_or_cache_latents(
     path = folder / LATENTS_FILE
     key = _fingerprint(vae, images, f"{target} {flip}")
     if path.is_file():
-        with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("key") == key:
-                return file.get_tensor("latents")
+        try:
+            with safe_open(path, framework="pt") as file:
+                if (file.metadata() or {}).get("key") == key:
+                    return file.get_tensor("latents")
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"{path}: is damaged ({error}); delete it, to encode the images again") from error
     batches = []
     for batch in tqdm(DataLoader(images, batch_size=ENCODE_BATCH_SIZE), desc="encoding images"):
         views = [batch, batch.flip(-1)] if flip else [batch]
         batches.append(torch.stack([encode_images(vae, view, target).cpu() for view in views], dim=1))
     latents = torch.cat(batches)
-    save_file({"latents": latents}, path, metadata={"key": key})
+    aside = path.with_suffix(".partial")
+    try:
+        save_file({"latents": latents}, aside, metadata={"key": key})
+        aside.replace(path)
+    except (OSError, SafetensorError) as error:
+        aside.unlink(missing_ok=True)
+        raise DataError(f"{path}: cannot be written ({error}): make room, or set cache_latents to false") from error
     return latents
 
 
@@ -205,9 +215,10 @@ def held_out_loss(
 ) -> float:
     """The diffusion loss on held-out images, without min-SNR, with the same noise at every call."""
     unet.eval()
-    generator = torch.Generator(unet.device).manual_seed(0)
-    total = 0.0
-    for batch in DataLoader(images, batch_size=batch_size):
-        latents = encode_images(vae, batch, target)
-        total += diffusion_loss(unet, scheduler, latents, generator).item() * len(batch)
-    return total / len(images)
+    losses = []  # of the batches of this process
+    starts = my_share(range(0, len(images), batch_size))
+    for start, batch in zip(starts, my_batches(images, batch_size), strict=True):
+        generator = torch.Generator(unet.device).manual_seed(start)
+        loss = diffusion_loss(unet, scheduler, encode_images(vae, batch, target), generator)
+        losses.append(loss.item() * len(batch))
+    return sum(merge(losses)) / len(images)

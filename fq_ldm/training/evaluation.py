@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 from tqdm.auto import tqdm
 
 from .. import FQLDMPipeline
@@ -19,6 +19,7 @@ from ..metrics.fidelity import (
 from ..models import load_vae
 from .config import DataConfig, DataError, UserError, check, option
 from .data import ImageDataset, sample_images
+from .share import merge, my_batches, processes
 
 VAE_METRICS = ("reconstruction", "codebook", "lpips", "rfid", "unit_information")
 NETWORK_METRICS = ("fid", "kid", "prc")  # of a feature extractor
@@ -58,9 +59,7 @@ class EvaluationConfig:
     feature_extractor: str = option(
         "inception-v3-compat", "network of rfid, fid, kid and prc, registered with torch-fidelity"
     )
-    feature_extractor_weights: str | None = option(
-        None, "file with its weights, unpickled by torch-fidelity; by default they are downloaded"
-    )
+    feature_extractor_weights: str | None = option(None, "file with its weights; by default they are downloaded")
     feature_extractor_module: str | None = option(
         None, "Python module to import first, which registers an extractor of yours with torch-fidelity"
     )
@@ -102,10 +101,10 @@ def load_model(config: EvaluationConfig):
             model = FQLDMPipeline.from_pretrained(folder)
         else:
             model = load_vae(folder)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a foreign or damaged file fails in as many ways as there are files
         raise DataError(f"model: {folder} cannot be loaded ({' '.join(str(error).split())})") from error
     try:
-        return model.to(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return model.to(config.device or processes().device)
     except (RuntimeError, AssertionError) as error:  # an unknown name, or a torch without CUDA
         raise UserError(f"device: {config.device} cannot be used ({str(error).splitlines()[0]})") from error
 
@@ -189,8 +188,8 @@ def evaluate_vae(
     results, arrays = {"images": len(images)}, {}
     if metrics != ["unit_information"]:
         usage = CodebookUsage(model.config.num_vq_embeddings)
-        batches = tqdm(DataLoader(images, batch_size=config.batch_size), desc="reconstructing")
-        measured = one_line(evaluate_reconstruction, model, batches, usage=usage, pair_metrics=pairs)
+        batches = tqdm(my_batches(images, config.batch_size), desc="reconstructing")
+        measured = one_line(evaluate_reconstruction, model, batches, usage=usage, pair_metrics=pairs, merge=merge)
         parts = {
             "reconstruction": ("mse", "psnr", "ssim", "ssim_gaussian"),
             "codebook": ("bits_per_image", "num_vq_embeddings", "codes_used", "perplexity"),

@@ -1,6 +1,9 @@
 """Model cards, and uploads to the Hub."""
 
+import html
 import json
+import math
+import re
 from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCardData
@@ -14,8 +17,19 @@ PAPER = (
 
 
 def save_metrics(folder: Path, metrics: dict) -> None:
-    """Write `metrics.json`."""
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    """Write `metrics.json`; what is not finite becomes null, since JSON has no word for it."""
+    (folder / "metrics.json").write_text(json.dumps(_finite(metrics), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def escape(text: str) -> str:
+    """One line of text that Markdown and HTML show as it is, whatever is in it."""
+    return re.sub(r"([\\`*_{}\[\]()#|!~])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
 
 
 def save_card(
@@ -26,18 +40,22 @@ def save_card(
     usage: str,
     metrics: dict,
     options: dict,
+    script: str,
+    limits: str,
     pipeline_tag: str | None = None,
 ) -> None:
-    """Write `README.md`: front matter, picture, usage, metrics and the training configuration.
+    """Write `README.md`: front matter, picture, usage, metrics, data, limits, command and configuration.
 
     Args:
         folder: where the model lies.
-        title: heading.
-        summary: what the model is.
+        title: heading; shown as it is, since a dataset's name is part of it.
+        summary: what the model is, Markdown.
         picture: file name of a picture in the folder.
         usage: Python lines that use the model.
         metrics: name -> number, or text.
-        options: the resolved configuration of the run.
+        options: the resolved configuration of the run, with the dataset and `card_notes`.
+        script: that trained it.
+        limits: what the model is not for, Markdown.
         pipeline_tag: the Hub's name of the task.
     """
     front = ModelCardData(
@@ -46,6 +64,15 @@ def save_card(
         tags=["fq-vae", "fq-ldm", "vector-quantization", "latent-diffusion"],
     )
     shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in metrics.items()}
+    title, configuration = escape(title), to_yaml(options).strip()
+    data = (
+        f"Trained on {escape(str(options['dataset']))}, split {escape(str(options['train_split']))}, in "
+        f"{'x'.join(map(str, options['resolution']))} pixels. What the model makes carries what that data carries, "
+        "its biases too, and the licence of the data holds for it."
+    )
+    if options["card_notes"]:
+        data += "\n\n" + escape(options["card_notes"])
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", configuration)), default=0))
     rows = "\n".join(f"| {name.replace('_', ' ')} | {value} |" for name, value in shown.items())
     (folder / "README.md").write_text(
         f"""---
@@ -70,11 +97,25 @@ def save_card(
 |---|---|
 {rows}
 
-## Training configuration
+## Data
 
-```yaml
-{to_yaml(options).strip()}
+{data}
+
+## Limits and intended use
+
+{limits}
+
+## Training
+
+With the configuration below in `training_config.yaml`:
+
+```bash
+accelerate launch {script} --config training_config.yaml
 ```
+
+{fence}yaml
+{configuration}
+{fence}
 
 ## Method
 

@@ -1,26 +1,25 @@
-"""The training loop that both scripts run, and what it stands on."""
+"""The training loop that both scripts run."""
 
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-import yaml
-from accelerate import Accelerator, PartialState
-from accelerate.utils import ProjectConfiguration, broadcast, parse_flag_from_env, set_seed
+from accelerate import Accelerator
+from accelerate.utils import broadcast
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
-from .checkpoint import check_same_run, checkpoints, load_checkpoint, save_checkpoint
-from .config import DataError, TrainingConfig, UserError, to_yaml
+from .checkpoint import load_checkpoint, newest_intact, save_checkpoint
+from .config import DataError, TrainingConfig
+from .interruption import Stopped, StopRequest
+from .setup import seed_batch
 
-CONFIG_FILE = "training_config.yaml"
 CLOCK_TICKS = 100_000  # steps of the learning rate schedule in a run that is measured in seconds
+NONFINITE_FILE = "nonfinite_steps.txt"
 
 
 @dataclass
@@ -28,107 +27,16 @@ class Progress:
     """How far a run is.
 
     Attributes:
-        step: optimizer steps made.
+        step: optimizer steps made or skipped.
         images: training images in those steps, over all processes.
         seconds: wall-clock time of those steps with their data, without checkpoints and pictures.
+        skipped: steps that changed no weight, since a loss or a gradient was not finite.
     """
 
     step: int = 0
     images: int = 0
     seconds: float = 0.0
-
-
-class SeededShuffle(torch.utils.data.Sampler):
-    """A new order every epoch that depends on the seed and the epoch alone, so that a resumed run repeats it."""
-
-    def __init__(self, length: int, seed: int):
-        self.length = length
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self):
-        yield from np.random.default_rng([self.seed, self.epoch]).permutation(self.length).tolist()
-
-
-def start_run(config: TrainingConfig, options: dict) -> None:
-    """Print the resolved configuration and save it in the output folder.
-
-    Raises:
-        UserError: if the folder holds checkpoints of a run with other options.
-    """
-    folder = Path(config.output_dir)
-    if not _processes().is_main_process:
-        return
-    if checkpoints(folder / "checkpoints"):
-        check_same_run(folder, yaml.safe_load((folder / CONFIG_FILE).read_text()), options)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG_FILE).write_text(to_yaml(options))
-    print(to_yaml(options))
-
-
-def _processes() -> PartialState:
-    """Which process this is. Asked without `cpu`, accelerate takes each of several CPU processes for the only one."""
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
-
-
-def make_accelerator(config: TrainingConfig) -> Accelerator:
-    """The accelerator of a run; sets the seed too.
-
-    Raises:
-        UserError: for a precision or a tracker that this machine does not have.
-    """
-    if config.mixed_precision == "fp16" and _processes().device.type == "cpu":
-        raise UserError("mixed_precision: fp16 needs a GPU; on a CPU use no, or bf16 where the CPU has it")
-    try:
-        accelerator = Accelerator(
-            gradient_accumulation_steps=config.gradient_accumulation_steps,
-            mixed_precision=config.mixed_precision,
-            log_with=None if config.report_to == "none" else config.report_to,
-            project_config=ProjectConfiguration(config.output_dir, logging_dir=str(Path(config.output_dir) / "logs")),
-            step_scheduler_with_optimizer=False,
-        )
-    except ValueError as error:  # accelerate's word for an unknown or missing tracker
-        raise UserError(f"report_to: {error}") from error
-    if config.report_to != "none" and not accelerator.log_with:
-        raise UserError(f"report_to: the package of the tracker '{config.report_to}' is not installed")
-    if accelerator.device.type == "cpu" and accelerator.num_processes == 1 and torch.get_num_threads() == 1:
-        # accelerate launch gives a CPU process one thread by default; alone, it may have all the cores.
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
-    set_seed(config.seed)
-    return accelerator
-
-
-def make_loader(dataset, config: TrainingConfig, num_workers: int = 0) -> torch.utils.data.DataLoader:
-    """Shuffled batches of one process; the last, incomplete one is left out.
-
-    Raises:
-        DataError: if the dataset is smaller than a batch.
-    """
-    if len(dataset) < config.train_batch_size:
-        raise DataError(
-            f"{len(dataset)} training images do not fill a batch of {config.train_batch_size}: lower train_batch_size"
-        )
-    return torch.utils.data.DataLoader(
-        dataset,
-        batch_size=config.train_batch_size,
-        sampler=SeededShuffle(len(dataset), config.seed),
-        drop_last=True,
-        num_workers=num_workers,
-        pin_memory=torch.cuda.is_available(),
-        persistent_workers=False,
-    )
-
-
-def batch_generator(device: torch.device, *key: int) -> torch.Generator:
-    """A generator seeded by the key alone: flips and noise need no saved state to repeat after a resume."""
-    seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
-    return torch.Generator(device).manual_seed(seed)
+    skipped: int = 0
 
 
 def train(
@@ -154,6 +62,11 @@ def train(
 
     Returns:
         What was done in all.
+
+    Raises:
+        DataError: at a loss or gradient that is not finite, unless such steps are to be skipped; or if no checkpoint
+            can be written or read.
+        Stopped: after SIGTERM or Ctrl-C.
     """
     folder = Path(config.output_dir)
     optimizer = torch.optim.AdamW(
@@ -177,11 +90,12 @@ def train(
 
     # Resume
     progress = Progress()
-    if saved := checkpoints(folder / "checkpoints"):
-        state, schedule_state = load_checkpoint(accelerator, saved[-1], ema)
+    if checkpoint := newest_intact(folder / "checkpoints", accelerator.print):
+        state, schedule_state = load_checkpoint(accelerator, checkpoint, ema)
         progress = Progress(**state)
         schedule.load_state_dict(schedule_state)
-        accelerator.print(f"resuming from {saved[-1]}")
+        accelerator.step = 0  # of the accumulation: checkpoints lie between optimizer steps
+        accelerator.print(f"resuming from {checkpoint}")
     accelerator.init_trackers(folder.name)
 
     def save():
@@ -196,67 +110,113 @@ def train(
     model.train()
     images, clock = progress.images, time.perf_counter()  # at the last logged line
     started = clock  # of the current step
+    batches = 0  # of the current step
+    fault = None  # of the current step
     bar = tqdm(
         total=None if by_clock else max_steps,
         initial=progress.step,
         desc=folder.name,
         disable=not accelerator.is_main_process,
     )
-    while not finished():
-        epoch, steps_done = divmod(progress.step, steps_per_epoch)
-        sampler.set_epoch(epoch)
-        skipped = steps_done * config.gradient_accumulation_steps
-        for number, batch in enumerate(accelerator.skip_first_batches(loader, skipped), start=skipped):
-            generator = batch_generator(accelerator.device, config.seed, accelerator.process_index, epoch, number)
-            with accelerator.accumulate(model):
-                loss, shown = compute_loss(model, batch, generator)
-                accelerator.backward(loss)
-                if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-                optimizer.step()
-                optimizer.zero_grad()
-            progress.images += config.train_batch_size * accelerator.num_processes
-            if not accelerator.sync_gradients:
-                continue
+    with bar, StopRequest(accelerator) as request:
+        while not finished():
+            epoch, steps_done = divmod(progress.step, steps_per_epoch)
+            sampler.set_epoch(epoch)
+            first = steps_done * config.gradient_accumulation_steps
+            for number, batch in enumerate(accelerator.skip_first_batches(loader, first), start=first):
+                generator = seed_batch(accelerator.device, config.seed, accelerator.process_index, epoch, number)
+                with accelerator.accumulate(model):
+                    loss, shown = compute_loss(model, batch, generator)
+                    fault = fault or _faulty_loss(loss, accelerator, sampler, config, number)
+                    if fault is None:
+                        accelerator.backward(loss)
+                        if accelerator.sync_gradients:
+                            norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+                            # The scaler of fp16 expects overflows, and skips such steps itself.
+                            if accelerator.scaler is None and not torch.isfinite(norm):
+                                fault = f"the gradient is {norm.item()}"
+                    if fault is None:
+                        optimizer.step()
+                    elif not config.skip_nonfinite:
+                        save()
+                        raise DataError(
+                            f"step {progress.step + 1}: {fault}; the state before the step is saved: lower "
+                            "learning_rate, look at the images, or go on with skip_nonfinite"
+                        )
+                    optimizer.zero_grad()
+                batches += 1
+                if not accelerator.sync_gradients:
+                    continue
 
-            # An optimizer step is complete.
-            progress.step += 1
-            progress.seconds += _seconds_since(started, accelerator, by_clock)
-            if by_clock:
-                _follow_clock(schedule, optimizer, progress, config)
-            else:
-                schedule.step()
-            if ema is not None:
-                ema.step(model.parameters())
-            bar.update()
-            step, last = progress.step, finished()
-            if step % config.logging_steps == 0 or last:
-                speed = (progress.images - images) / (time.perf_counter() - clock)
-                values = {
-                    name: torch.as_tensor(value).item() for name, value in {"loss": loss.detach(), **shown}.items()
-                }
-                bar.set_postfix({k: f"{v:.4g}" for k, v in values.items()} | {"images/s": f"{speed:.0f}"})
-                accelerator.log(
-                    {**values, "learning_rate": schedule.get_last_lr()[0], "images_per_second": speed}, step
-                )
-            if step % config.preview_steps == 0 or last:
-                if accelerator.is_main_process:
-                    pictures = preview(step)
-                    for tracker in accelerator.trackers:
-                        if hasattr(tracker, "log_images"):
-                            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-                            tracker.log_images(pictures, step=step, **layout)
-                model.train()
-            if step % config.checkpointing_steps == 0 or last:
-                save()
-            started = time.perf_counter()
-            if step % config.logging_steps == 0:
-                images, clock = progress.images, started
-            if last:
-                break
-    bar.close()
+                # An optimizer step is complete.
+                progress.step += 1
+                progress.images += batches * config.train_batch_size * accelerator.num_processes
+                progress.seconds += _seconds_since(started, accelerator, by_clock)
+                if by_clock:
+                    _follow_clock(schedule, optimizer, progress, config)
+                else:
+                    schedule.step()
+                if fault is not None:
+                    progress.skipped += 1
+                    _note_skipped(folder, progress.step, fault, accelerator)
+                elif ema is not None:
+                    ema.step(model.parameters())
+                batches, fault = 0, None
+                bar.update()
+                step, last = progress.step, finished()
+                if step % config.logging_steps == 0 or last:
+                    speed = (progress.images - images) / (time.perf_counter() - clock)
+                    values = {
+                        name: torch.as_tensor(value).item() for name, value in {"loss": loss.detach(), **shown}.items()
+                    }
+                    bar.set_postfix({k: f"{v:.4g}" for k, v in values.items()} | {"images/s": f"{speed:.0f}"})
+                    accelerator.log(
+                        {**values, "learning_rate": schedule.get_last_lr()[0], "images_per_second": speed}, step
+                    )
+                if step % config.preview_steps == 0 or last:
+                    if accelerator.is_main_process:
+                        log_pictures(accelerator, preview(step), step)
+                    model.train()
+                stop = request.agreed()
+                if step % config.checkpointing_steps == 0 or last or stop:
+                    save()
+                if stop and not last:
+                    accelerator.end_training()
+                    raise Stopped(step, stop, accelerator.is_main_process)
+                started = time.perf_counter()
+                if step % config.logging_steps == 0:
+                    images, clock = progress.images, started
+                if last:
+                    break
     accelerator.wait_for_everyone()
     return progress
+
+
+def log_pictures(accelerator: Accelerator, pictures: dict, step: int) -> None:
+    """Send pictures, name -> arrays (n, H, W, 3), to the trackers that take them."""
+    for tracker in accelerator.trackers:
+        if hasattr(tracker, "log_images"):
+            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images(pictures, step=step, **layout)
+
+
+def _faulty_loss(
+    loss: torch.Tensor, accelerator: Accelerator, sampler, config: TrainingConfig, number: int
+) -> str | None:
+    """What is wrong with the loss of batch `number` of the epoch, the same words on all processes; None if nothing."""
+    losses = accelerator.gather(loss.detach().float().view(1))
+    if torch.isfinite(losses).all():
+        return None
+    process = int((~torch.isfinite(losses)).nonzero()[0])
+    start = (number * accelerator.num_processes + process) * config.train_batch_size
+    images = list(sampler)[start : start + config.train_batch_size]
+    return f"the loss is {losses[process].item()} for the training images {', '.join(map(str, images))}"
+
+
+def _note_skipped(folder: Path, step: int, fault: str, accelerator: Accelerator) -> None:
+    if accelerator.is_main_process:
+        with (folder / NONFINITE_FILE).open("a") as file:
+            file.write(f"step {step}: {fault}; skipped\n")
 
 
 def _seconds_since(started: float, accelerator: Accelerator, agree: bool) -> float:

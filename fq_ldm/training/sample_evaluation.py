@@ -15,9 +15,11 @@ from .config import check
 from .data import ImageDataset
 from .evaluation import NETWORK_METRICS, EvaluationConfig, make_extractor, one_line
 from .pictures import display_scale, save_grid
+from .share import merge, my_batches, my_share, processes
 
 GRID_SAMPLES = 64  # in samples.png
 SHOWN_NEIGHBOURS = 12  # in neighbours.png
+NEIGHBOUR_BATCH = 512  # training images at a time
 COPY_DISTANCE = 0.5  # of the median distance of images that the model has not seen
 
 
@@ -51,42 +53,40 @@ def evaluate_pipeline(
     extractor = make_extractor(config, network_metrics, pipeline.device) if network_metrics else None
     folder = Path(config.output_dir)
 
-    spectra = {"images": PowerSpectrum(), "samples": PowerSpectrum()}
-    kept = {"images": [], "samples": []}
     wanted = max(GRID_SAMPLES, config.neighbour_samples)
-
-    def observed(batches, name):
+    spectra, kept, features = {}, {}, {}
+    references = tqdm(my_batches(images, config.batch_size), desc="images")
+    for name, batches in (("images", map(to_uint8, references)), ("samples", generate(pipeline, config))):
+        spectrum, shown, parts = PowerSpectrum(), [], []
         for batch in batches:
-            spectra[name](batch / 255)
-            if sum(map(len, kept[name])) < wanted:
-                kept[name].append(batch.cpu())
-            yield batch
-
-    references = DataLoader(images, batch_size=config.batch_size)
-    references = observed((to_uint8(batch) for batch in tqdm(references, desc="images")), "images")
-    samples = observed(generate(pipeline, config), "samples")
-    results, arrays = {"images": len(images), "samples": config.num_samples}, {}
-    if extractor is None:
-        for batches in (references, samples):
-            for _ in batches:
-                pass
-    else:
-        references, features = extractor.extract(references), extractor.extract(samples)
-    results |= {"scheduler": type(pipeline.scheduler).__name__, "num_inference_steps": config.num_inference_steps}
-    kept = {name: torch.cat(batches)[:wanted] for name, batches in kept.items()}
+            spectrum(batch / 255)
+            shown.append(batch.cpu() if sum(map(len, shown)) < wanted else batch[:0].cpu())
+            if extractor is not None:
+                parts.append(extractor(batch))
+        spectra[name] = spectrum.radial(merge)
+        kept[name] = torch.cat(merge(shown))[:wanted]
+        if extractor is not None:
+            features[name] = extractor.join(merge(parts))
+    results = {
+        "images": len(images),
+        "samples": config.num_samples,
+        "scheduler": type(pipeline.scheduler).__name__,
+        "num_inference_steps": config.num_inference_steps,
+    }
+    arrays = {}
     grid = kept["samples"][:GRID_SAMPLES] / 255
-    save_grid(grid, folder / "samples.png", 8, display_scale(grid.shape[-2]))
+    if processes().is_main_process:
+        save_grid(grid, folder / "samples.png", 8, display_scale(grid.shape[-2]))
 
     for name in network_metrics:
-        pair = (features[name], references[name])
+        pair = (features["samples"][name], features["images"][name])
         if name == "fid":
             results["fid"] = one_line(frechet_distance, *pair)
         else:
             results |= one_line({"kid": kernel_distance, "prc": precision_recall}[name], *pair)
     if "spectrum" in metrics:
-        radial = {name: spectrum.radial() for name, spectrum in spectra.items()}
-        results["spectral_distance_db"] = spectral_distance(radial["samples"], radial["images"])
-        arrays = {f"spectrum_of_{name}": values.tolist() for name, values in radial.items()}
+        results["spectral_distance_db"] = spectral_distance(spectra["samples"], spectra["images"])
+        arrays = {f"spectrum_of_{name}": values.tolist() for name, values in spectra.items()}
     if "neighbours" in metrics:
         kept = {name: part[: config.neighbour_samples] for name, part in kept.items()}
         results |= compare_neighbours(kept, train_images, config, mirrored)
@@ -105,7 +105,7 @@ def compare_neighbours(
         mirrored: among mirror images too.
     """
     queries = torch.cat([kept["samples"], kept["images"]]).float() / 255
-    batches = DataLoader(train_images, batch_size=512)
+    batches = DataLoader(train_images, batch_size=NEIGHBOUR_BATCH)
     batches = ((batch + 1) / 2 for batch in tqdm(batches, desc="nearest training images"))
     distances, positions = nearest_images(queries, batches, mirrored)
     of_samples, of_images = distances.split([len(kept["samples"]), len(kept["images"])])
@@ -114,7 +114,8 @@ def compare_neighbours(
     order = of_samples.argsort()[:SHOWN_NEIGHBOURS]
     neighbours = torch.stack([train_images[int(positions[i])] for i in order])
     rows = torch.cat([queries[order], (neighbours + 1) / 2])
-    save_grid(rows, Path(config.output_dir) / "neighbours.png", len(order), display_scale(rows.shape[-2]))
+    if processes().is_main_process:
+        save_grid(rows, Path(config.output_dir) / "neighbours.png", len(order), display_scale(rows.shape[-2]))
     return {
         "nearest_distance": of_samples.median().item(),
         "nearest_distance_smallest": of_samples.min().item(),
@@ -125,12 +126,15 @@ def compare_neighbours(
 
 
 def generate(pipeline: FQLDMPipeline, config: EvaluationConfig):
-    """Yield batches of samples (B, c, H, W) uint8. Each has a seed of its own: none depends on the batch size."""
+    """Yield this process's batches of samples (B, c, H, W) uint8.
+
+    Each sample has a seed of its own: none depends on the batch size or the number of processes.
+    """
     if config.num_inference_steps < pipeline.scheduler.config.num_train_timesteps:
         pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     seeds = torch.randint(2**62, (config.num_samples,), generator=torch.Generator().manual_seed(config.seed))
-    for part in tqdm(seeds.split(config.batch_size), desc="sampling"):
+    for part in tqdm(my_share(seeds.split(config.batch_size)), desc="sampling"):
         generators = [torch.Generator().manual_seed(seed) for seed in part.tolist()]
         images = pipeline(len(part), config.num_inference_steps, generators, output_type="pt").images
         yield to_uint8(images * 2 - 1)

@@ -1,0 +1,128 @@
+"""What a run stands on before its first step: its folder, the accelerator and the order of the images."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration, set_seed
+
+from .checkpoint import check_same_run, checkpoints
+from .config import DataError, TrainingConfig, UserError, to_yaml
+from .share import processes
+
+CONFIG_FILE = "training_config.yaml"
+MODEL_FILES = ("config.json", "model_index.json")  # of diffusers
+
+
+class SeededShuffle(torch.utils.data.Sampler):
+    """A new order every epoch that depends on the seed and the epoch alone, so that a resumed run repeats it."""
+
+    def __init__(self, length: int, seed: int):
+        self.length = length
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self):
+        yield from np.random.default_rng([self.seed, self.epoch]).permutation(self.length).tolist()
+
+
+def start_run(config: TrainingConfig, options: dict) -> None:
+    """Print the resolved configuration and save it in the output folder.
+
+    Raises:
+        UserError: if the folder holds another model, or checkpoints of a run with other options.
+        DataError: if it cannot be written.
+    """
+    folder = Path(config.output_dir)
+    if not processes().is_main_process:
+        return
+    saved = folder / CONFIG_FILE
+    if checkpoints(folder / "checkpoints") or any((folder / name).exists() for name in MODEL_FILES):
+        if not saved.is_file():
+            raise UserError(f"output_dir: {folder} holds a model that was not trained there; choose another one")
+        try:
+            old = yaml.safe_load(saved.read_text())
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise DataError(f"{saved}: cannot be read ({' '.join(str(error).split())})") from error
+        check_same_run(folder, old if isinstance(old, dict) else {}, options)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(saved, to_yaml(options))
+    except OSError as error:
+        raise DataError(f"output_dir: {folder} cannot be written ({error})") from error
+    print(to_yaml(options))
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a file so that a crash leaves the old text or the new one."""
+    aside = path.with_name(f"{path.name}.partial")
+    aside.write_text(text)
+    aside.replace(path)
+
+
+def make_accelerator(config: TrainingConfig) -> Accelerator:
+    """The accelerator of a run; sets the seed too.
+
+    Raises:
+        UserError: for a precision or a tracker that this machine does not have.
+    """
+    if config.mixed_precision == "fp16" and processes().device.type == "cpu":
+        raise UserError("mixed_precision: fp16 needs a GPU; on a CPU use no, or bf16 where the CPU has it")
+    try:
+        accelerator = Accelerator(
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            mixed_precision=config.mixed_precision,
+            log_with=None if config.report_to == "none" else config.report_to,
+            project_config=ProjectConfiguration(config.output_dir, logging_dir=str(Path(config.output_dir) / "logs")),
+            step_scheduler_with_optimizer=False,
+        )
+    except ValueError as error:  # accelerate's word for an unknown or missing tracker
+        raise UserError(f"report_to: {error}") from error
+    if config.report_to != "none" and not accelerator.log_with:
+        raise UserError(f"report_to: the package of the tracker '{config.report_to}' is not installed")
+    if accelerator.device.type == "cpu" and accelerator.num_processes == 1 and torch.get_num_threads() == 1:
+        # accelerate launch gives a CPU process one thread by default; alone, it may have all the cores.
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+    set_seed(config.seed)
+    return accelerator
+
+
+def make_loader(dataset, config: TrainingConfig, num_workers: int = 0) -> torch.utils.data.DataLoader:
+    """Shuffled batches of one process; the last, incomplete one is left out.
+
+    Raises:
+        DataError: if the dataset is smaller than a batch.
+    """
+    if len(dataset) < config.train_batch_size:
+        raise DataError(
+            f"{len(dataset)} training images do not fill a batch of {config.train_batch_size}: lower train_batch_size"
+        )
+    return torch.utils.data.DataLoader(
+        dataset,
+        batch_size=config.train_batch_size,
+        sampler=SeededShuffle(len(dataset), config.seed),
+        drop_last=True,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=False,
+    )
+
+
+def seed_batch(device: torch.device, *key: int) -> torch.Generator:
+    """Seed all random numbers of a batch by the key alone, so that they need no saved state to repeat after a resume.
+
+    Returns:
+        A generator on the device, for flips and noise.
+    """
+    seed, models_seed = (int(word >> 1) for word in np.random.SeedSequence(key).generate_state(2, np.uint64))
+    torch.manual_seed(models_seed)  # dropout, Gumbel noise, random anchors
+    return torch.Generator(device).manual_seed(seed)
