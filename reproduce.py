@@ -186,7 +186,8 @@ def generated_images(
         losses[row.title] = read_metrics(pipeline_folder)
         pipeline = FQLDMPipeline.from_pretrained(pipeline_folder)
         seeds = [torch.Generator().manual_seed(i) for i in range(SHOWN_IMAGES)]
-        rows[row.title] = pipeline(SHOWN_IMAGES, generator=seeds, output_type="pt").images
+        steps = pipeline.scheduler.config.num_train_timesteps  # all of them, as in the paper
+        rows[row.title] = pipeline(SHOWN_IMAGES, steps, generator=seeds, output_type="pt").images
     folder.mkdir(parents=True, exist_ok=True)
     image_rows(folder / "figure.png", rows)
     data = {"dataset": plan.dataset, "budget_seconds": plan.budget, "machine": machine(), "command": command}

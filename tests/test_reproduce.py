@@ -74,6 +74,18 @@ def test_a_table_then_figures_from_the_same_runs(workplace, reproduce_):
     assert len(shares["sorted_usage"]) == 16 and sum(shares["sorted_usage"]) == pytest.approx(1)
 
 
+def test_generated_images_of_two_models(workplace, reproduce_):
+    options = "--unet_block_out_channels 8 8 --unet_layers_per_block 1 --unet_attention_levels 1 --max_train_steps 1 "
+    options += "--unet_attention_head_dim 4 --unet_norm_num_groups 4 --num_train_timesteps 3 --preview_images 1 "
+    options += "--preview_inference_steps 2 --report_to none --mixed_precision no --train_batch_size 8"
+    status, said = reproduce_("fig6", "--metrics", "--ldm_options", options)
+    assert status == 0, said.err
+    folder = workplace / "results" / "fig6_cifar10"
+    assert np.asarray(Image.open(folder / "figure.png")).std() > 0
+    losses = json.loads((folder / "data.json").read_text())["metrics"]
+    assert len(losses) == 2 and all(row["steps"] == 1 and row["validation_loss"] > 0 for row in losses.values())
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
