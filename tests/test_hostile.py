@@ -322,14 +322,17 @@ def test_a_card_escapes_what_came_from_outside(tmp_path):
     assert yaml.safe_load(configuration) == options
 
 
-def test_tokens_stay_out_of_what_is_saved(folder, tmp_path, call, monkeypatch):  # noqa: F811
+def test_a_run_writes_into_its_folder_alone_and_no_tokens(folder, tmp_path, call, monkeypatch):  # noqa: F811
     secret = "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"
     monkeypatch.setenv("HF_TOKEN", secret)
     monkeypatch.setenv("WANDB_API_KEY", secret)
-    status, output, errors = call(
-        train_vae.main, **{**COLOR, "report_to": "tensorboard"}, dataset=folder, max_train_steps=1
-    )
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    options = {**COLOR, "report_to": "tensorboard", "hub_model_id": "../../escaped", "card_notes": "../notes"}
+    status, output, errors = call(train_vae.main, **options, dataset=folder, max_train_steps=1)
     assert status == 0, errors
+    written = {path for path in tmp_path.rglob("*") if path.is_file()} - before
+    assert written and all((tmp_path / "out") in path.parents for path in written)  # nothing beside the folder
     assert secret not in output + errors
     for path in (tmp_path / "out").rglob("*"):
         if path.is_file():
