@@ -114,9 +114,9 @@ def finish(pipeline: FQLDMPipeline, ldm: LDMConfig, config: TrainingConfig, metr
     """Save the pipeline, a picture of its samples and its card."""
     folder = Path(config.output_dir)
     if ldm.save_precision == "fp16":
-        pipeline.to(torch.float16)  # but for what the models keep in float32
+        pipeline.unet.half()  # the FQ-VAE is small, and its codebook must not be rounded
     pipeline.save_pretrained(folder)
-    pipeline.to(torch.float32)
+    pipeline.unet.float()
     images = sample(pipeline.unet, pipeline.vqvae, pipeline.scheduler, None, ldm)
     save_grid(images, folder / "samples.png", columns(len(images)), display_scale(images.shape[-2]))
     save_metrics(folder, metrics)

@@ -189,6 +189,8 @@ def test_ldm_with_another_view_target_and_precision(image_folder, vae, tmp_path,
     assert status == 0, errors
     saved = load_file(tmp_path / "out" / "unet" / "diffusion_pytorch_model.safetensors")
     assert {value.dtype for value in saved.values()} == {torch.float16}
+    saved, given = (load_file(d / "diffusion_pytorch_model.safetensors") for d in (tmp_path / "out" / "vqvae", vae[0]))
+    assert all(torch.equal(saved[name], given[name]) for name in given if "diffusion_view" not in name)
     pipeline = FQLDMPipeline.from_pretrained(tmp_path / "out")
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline.vqvae.config.diffusion_layout == "spectral"

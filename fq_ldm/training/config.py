@@ -209,7 +209,7 @@ class LDMConfig:
     cache_latents: bool = option(True, "encode the training images once, before training")
     preview_images: int = option(16, "images in a picture of samples")
     preview_inference_steps: int = option(50, "DPM-Solver++ steps for the pictures")
-    save_precision: str = option("fp32", "of the pipeline's weights", choices=["fp32", "fp16"])
+    save_precision: str = option("fp32", "of the UNet's saved weights", choices=["fp32", "fp16"])
 
     def __post_init__(self):
         check(min(self.unet_attention_levels, default=0) >= 0, "unet_attention_levels", self.unet_attention_levels,
