@@ -21,11 +21,32 @@ from fq_ldm.training.diffusion import (
     load_or_cache_latents,
     measure_view_,
     open_vae,
+    sampling_scheduler,
+    start_from_,
 )
 from fq_ldm.training.hub import push_to_hub, save_card, save_metrics
 from fq_ldm.training.loop import train
 from fq_ldm.training.pictures import display_scale, save_grid
 from fq_ldm.training.setup import make_accelerator, make_loader, start_run
+
+USAGE = {
+    "ddpm": """from diffusers import DPMSolverMultistepScheduler
+from fq_ldm import FQLDMPipeline
+
+pipeline = FQLDMPipeline.from_pretrained("{folder}")
+images = pipeline(num_images=16).images  # {steps} steps
+
+pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+images = pipeline(num_images=16).images  # 50 steps""",
+    "dpm_solver": """from diffusers import DDPMScheduler
+from fq_ldm import FQLDMPipeline
+
+pipeline = FQLDMPipeline.from_pretrained("{folder}")
+images = pipeline(num_images=16).images  # 50 steps of DPM-Solver++
+
+pipeline.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+images = pipeline(num_images=16).images  # {steps} steps, as in the paper""",
+}
 
 
 def main(argv: list[str]) -> None:
@@ -45,13 +66,15 @@ def main(argv: list[str]) -> None:
     folder = Path(config.output_dir)
     vae.to(accelerator.device).requires_grad_(False)
     unet = build_unet(ldm, vae.diffusion_latent_shape)  # again, now that the seed is set
+    if ldm.start_from is not None:
+        start_from_(unet, ldm.start_from)
     scheduler = build_scheduler(ldm)
     ema = EMAModel(unet.parameters(), decay=ldm.ema_decay) if ldm.use_ema else None
     if ema is not None:
         ema.to(accelerator.device)
     train_images, validation_images = load_images(data, folder / BAD_IMAGES_FILE)
-    if view_is_new:
-        measure_view_(vae, train_images)
+    if view_is_new or ldm.target == "unquantized":  # train_vae.py has measured the quantized latents
+        measure_view_(vae, train_images, ldm.target)
     if ldm.cache_latents:
         with accelerator.main_process_first():
             train_data = load_or_cache_latents(folder, vae, train_images, ldm.target, data.random_flip)
@@ -96,7 +119,7 @@ def sample(unet: UNet2DModel, vae: TokenAutoencoder, scheduler, ema: EMAModel | 
         ema.store(unet.parameters())
         ema.copy_to(unet.parameters())
     unet.eval()
-    pipeline = FQLDMPipeline(vae, unet, DPMSolverMultistepScheduler.from_config(scheduler.config))
+    pipeline = FQLDMPipeline(vae, unet, sampling_scheduler(scheduler, ldm.preview_inference_steps))
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
     images = pipeline(ldm.preview_images, ldm.preview_inference_steps, generator, output_type="pt").images
@@ -115,6 +138,8 @@ def finish(pipeline: FQLDMPipeline, ldm: LDMConfig, config: TrainingConfig, metr
     folder = Path(config.output_dir)
     if ldm.save_precision == "fp16":
         pipeline.unet.half()  # the FQ-VAE is small, and its codebook must not be rounded
+    if ldm.save_scheduler == "dpm_solver":
+        pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     pipeline.save_pretrained(folder)
     pipeline.unet.float()
     images = sample(pipeline.unet, pipeline.vqvae, pipeline.scheduler, None, ldm)
@@ -129,11 +154,7 @@ def finish(pipeline: FQLDMPipeline, ldm: LDMConfig, config: TrainingConfig, metr
         f"parameters on {channels}x{height}x{width} latents, {pipeline.vqvae.bits_per_image:.0f} bits per image. "
         f"The samples are not selected; {ldm.preview_inference_steps} steps of DPM-Solver++.",
         picture="samples.png",
-        usage="from diffusers import DPMSolverMultistepScheduler\nfrom fq_ldm import FQLDMPipeline\n\n"
-        f'pipeline = FQLDMPipeline.from_pretrained("{folder.name}")\n'
-        "images = pipeline(num_images=16).images  # 1000 steps\n\n"
-        "pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)\n"
-        f"images = pipeline(num_images=16, num_inference_steps={ldm.preview_inference_steps}).images  # faster",
+        usage=USAGE[ldm.save_scheduler].format(folder=folder.name, steps=ldm.num_train_timesteps),
         metrics={**metrics, "bits_per_image": pipeline.vqvae.bits_per_image, "unet_parameters": parameters},
         options=options,
         script="train_ldm.py",

@@ -16,11 +16,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from diffusers import DPMSolverMultistepScheduler
 
 from fq_ldm import FQLDMPipeline
 from fq_ldm.training.config import DataConfig
 from fq_ldm.training.data import load_images, sample_images
+from fq_ldm.training.diffusion import sampling_scheduler
 from fq_ldm.training.pictures import display_scale, save_grid
 
 ENLARGED = 256  # pixels: both detectors were made for larger faces than those of 64x64 images
@@ -60,8 +60,7 @@ def make_samples(path: str, count: int, steps: int) -> torch.Tensor:
     """The images of the seeds 0 .. count - 1, none left out: (n, 3, H, W) in [0, 1]."""
     pipeline = FQLDMPipeline.from_pretrained(path)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
-    if steps < pipeline.scheduler.config.num_train_timesteps:
-        pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    pipeline.scheduler = sampling_scheduler(pipeline.scheduler, steps)
     parts = []
     for seeds in torch.arange(count).split(BATCH):
         generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]

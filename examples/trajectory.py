@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from fq_ldm import FQLDMPipeline
+from fq_ldm.training.diffusion import sampling_scheduler
 from fq_ldm.training.pictures import display_scale, save_grid
 
 
@@ -23,6 +24,7 @@ def main() -> None:
     options = parser.parse_args()
     pipeline = FQLDMPipeline.from_pretrained(options.pipeline)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline.scheduler = sampling_scheduler(pipeline.scheduler, options.num_inference_steps)
 
     shown = set(torch.linspace(0, options.num_inference_steps - 1, options.columns).round().int().tolist())
     moments = []

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline, SchedulerMixin, UNet2DModel
+from diffusers import DDPMScheduler, DiffusionPipeline, SchedulerMixin, UNet2DModel
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import snapshot_download
@@ -16,6 +16,7 @@ from fq_ldm.models import TokenAutoencoder
 
 INDEX_FILE = "model_index.json"
 LIBRARIES = ("fq_ldm", "diffusers")  # that components may come from
+FEW_STEPS = 50  # of schedulers that need fewer than DDPM
 DECODE_BATCH_SIZE = 64  # images decoded at a time: the decoder works at full resolution
 
 
@@ -72,7 +73,7 @@ class FQLDMPipeline(DiffusionPipeline):
     def __call__(
         self,
         num_images: int = 1,
-        num_inference_steps: int = 1000,
+        num_inference_steps: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         eta: float = 0.0,
         latents: torch.Tensor | None = None,
@@ -85,7 +86,8 @@ class FQLDMPipeline(DiffusionPipeline):
 
         Args:
             num_images: how many.
-            num_inference_steps: denoising steps; 1000 as in the paper, 20 to 50 suffice for DPM-Solver++.
+            num_inference_steps: denoising steps; by default those of the training (1000) for `DDPMScheduler`, as in the
+                paper, and 50 for other schedulers.
             generator: one generator for the batch, or a list with one for each image. An image made with a
                 generator of its own does not depend on the batch it is made in.
             eta: noise added at each step, from 0 (none) to 1, for schedulers that have it (DDIM).
@@ -105,6 +107,9 @@ class FQLDMPipeline(DiffusionPipeline):
         """
         self._check_inputs(num_images, generator, latents, output_type, callback_on_step_end_tensor_inputs)
         step_kwargs = self._step_kwargs(generator, eta)
+        if num_inference_steps is None:
+            all_steps = self.scheduler.config.num_train_timesteps
+            num_inference_steps = all_steps if isinstance(self.scheduler, DDPMScheduler) else min(FEW_STEPS, all_steps)
         device = self._execution_device
         shape = (num_images, *self.vqvae.diffusion_latent_shape)
 

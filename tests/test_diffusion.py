@@ -8,7 +8,14 @@ from fq_ldm import FQModel
 from fq_ldm.spectrum import pack_spectrum
 from fq_ldm.training.config import DataConfig, LDMConfig, UserError
 from fq_ldm.training.data import load_images
-from fq_ldm.training.diffusion import build_scheduler, choose_view, diffusion_loss, encode_images, measure_view_
+from fq_ldm.training.diffusion import (
+    build_scheduler,
+    choose_view,
+    diffusion_loss,
+    draw_timesteps,
+    encode_images,
+    measure_view_,
+)
 
 
 @torch.no_grad()
@@ -26,6 +33,19 @@ def test_a_new_view_standardises_and_inverts(model, images, layout, patch_size):
     varies = std > 1e-3  # coefficients that no token holds are always zero
     torch.testing.assert_close(std[varies], torch.ones_like(std[varies]), rtol=2e-2, atol=0)
     torch.testing.assert_close(model.from_diffusion_latents(view), quantized, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layout", ["spatial", "spectral"])
+def test_unquantized_latents_are_standardised_by_their_own_statistics(model, images, layout):
+    model.set_diffusion_view_(layout, 2)
+    latents = model.encode(images).latents
+    model.measure_diffusion_latents_(latents, quantized=False)
+    view = model.to_diffusion_latents(model.project_latents(latents))
+    std = view.std((0,) if layout == "spectral" else (0, 2, 3))
+    varies = std > 1e-3
+    assert varies.any()
+    torch.testing.assert_close(std[varies], torch.ones_like(std[varies]), rtol=2e-2, atol=0)
 
 
 @torch.no_grad()
@@ -55,7 +75,7 @@ def test_options_choose_the_view(image_folder):
     assert not choose_view(vae, LDMConfig(vae="vae", latent_patch_size=1))
     assert choose_view(vae, LDMConfig(vae="vae", latent_patch_size=4))
     images = load_images(DataConfig(dataset=str(image_folder), channels=1, resolution=[16], validation_size=8))[0]
-    measure_view_(vae, images)
+    measure_view_(vae, images, "quantized")
     latents = encode_images(vae, torch.stack(list(images)))
     assert latents.shape == (32, 16, 4, 4)
     torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(16), rtol=1e-3, atol=0)
@@ -94,7 +114,7 @@ def test_min_snr_weights_the_error_of_the_predicted_latents(prediction_type):
 
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(latents.shape, generator=generator)
-    timesteps = torch.randint(1000, (16,), generator=generator)
+    timesteps = draw_timesteps(16, 1000, torch.device("cpu"), generator)
     expected = 0.0
     for x, n, t in zip(latents, noise, timesteps, strict=True):
         kept = scheduler.alphas_cumprod[t].item()
@@ -104,6 +124,19 @@ def test_min_snr_weights_the_error_of_the_predicted_latents(prediction_type):
         predicted = noisy / kept**0.5 if prediction_type == "epsilon" else noisy * kept**0.5
         expected += min(snr, 5) * (predicted - x).square().mean().item() / 16
     assert loss.item() == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("count", [1, 3, 64, 2000])
+def test_timesteps_are_spread_and_uniform(count):
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.stack([draw_timesteps(count, 1000, torch.device("cpu"), generator) for _ in range(6000 // count)])
+    assert drawn.min() >= 0 and drawn.max() <= 999
+    if count > 1:
+        gaps = drawn.diff(dim=1)
+        assert gaps.min() >= 1000 // count and gaps.max() <= -(-1000 // count)
+    # One of any hundred timesteps is drawn as often as one of another.
+    shares = torch.histc(drawn.float(), bins=10, min=0, max=1000) / drawn.numel()
+    torch.testing.assert_close(shares, torch.full((10,), 0.1), atol=0.015, rtol=0)
 
 
 def test_without_min_snr_the_loss_is_the_mean_squared_error():

@@ -7,6 +7,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DModel
 
 from fq_ldm import FQLDMPipeline
+from fq_ldm.training.diffusion import sampling_scheduler
 
 
 @pytest.fixture
@@ -53,6 +54,34 @@ def test_an_image_depends_on_its_seed_alone(pipeline, name):
     # Rounding can tip a token to its neighbour in the codebook, so a few pixels may differ by more.
     assert (alone[0] - batch[5]).abs().median() < 1e-4
     assert (batch[5] - batch[6]).abs().max() > 1e-2
+
+
+def test_the_scheduler_decides_how_many_steps_by_default(pipeline):
+    steps = []
+
+    def count(pipeline, step, timestep, tensors):
+        steps.append(step)
+        return {}
+
+    scheduler = DDPMScheduler(num_train_timesteps=60, clip_sample=False)
+    for pipeline.scheduler, expected in (
+        (scheduler, 60),
+        (DPMSolverMultistepScheduler.from_config(scheduler.config), 50),
+        (DDIMScheduler(num_train_timesteps=20, clip_sample=False), 20),
+    ):
+        steps.clear()
+        pipeline(1, callback_on_step_end=count)
+        assert len(steps) == expected
+
+
+def test_schedulers_are_made_of_one_another(pipeline):
+    """There and back: what the pipeline needs of a configuration is not lost on the way."""
+    ddpm = DDPMScheduler(num_train_timesteps=60, clip_sample=False, prediction_type="v_prediction")
+    few = sampling_scheduler(ddpm, 20)
+    assert isinstance(few, DPMSolverMultistepScheduler) and few.config.prediction_type == "v_prediction"
+    back = sampling_scheduler(few, 60)
+    assert isinstance(back, DDPMScheduler) and back.config.clip_sample is False
+    assert torch.equal(back.alphas_cumprod, ddpm.alphas_cumprod)
 
 
 def test_eta_adds_noise_to_ddim_only(pipeline):

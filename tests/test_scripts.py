@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
+from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -159,6 +160,24 @@ def test_ldm_resumes_exactly(image_folder, vae, tmp_path):
     whole, parts = (load_file(tmp_path / d / "unet/diffusion_pytorch_model.safetensors") for d in ("whole", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     assert [p.name for p in (tmp_path / "parts" / "checkpoints").iterdir()] == ["step_00000006"]
+
+
+def test_ldm_starts_from_a_trained_unet(image_folder, vae, pipeline, tmp_path, call):
+    options = dict(dataset=image_folder, vae=vae[0], max_train_steps=1, report_to="none", seed=1, **LDM_OPTIONS)
+    status, _, errors = call(
+        train_ldm.main, start_from=pipeline[0], learning_rate=1e-12, output_dir=tmp_path / "out",
+        save_scheduler="dpm_solver", **options,
+    )  # fmt: skip
+    assert status == 0, errors
+    start, end = (load_file(d / "unet/diffusion_pytorch_model.safetensors") for d in (pipeline[0], tmp_path / "out"))
+    assert all(torch.allclose(start[name], end[name], rtol=0, atol=1e-9) for name in start)
+    assert isinstance(FQLDMPipeline.from_pretrained(tmp_path / "out").scheduler, DPMSolverMultistepScheduler)
+    assert "50 steps of DPM-Solver++" in (tmp_path / "out" / "README.md").read_text()
+    status, _, errors = call(train_ldm.main, start_from=tmp_path, output_dir=tmp_path / "out2", **options)
+    assert status == 1 and f"start_from: no UNet can be loaded from {tmp_path}" in errors
+    options["unet_layers_per_block"] = 2
+    status, _, errors = call(train_ldm.main, start_from=pipeline[0], output_dir=tmp_path / "out3", **options)
+    assert status == 1 and "has layers_per_block 1 instead of 2: give the options" in errors
 
 
 def test_ldm_without_cache_ema_or_tracker(image_folder, vae, tmp_path, call):

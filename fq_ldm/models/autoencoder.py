@@ -251,14 +251,22 @@ class TokenAutoencoder(VQModel):
         self.measure_diffusion_latents_(latents)
 
     @torch.no_grad()
-    def measure_diffusion_latents_(self, latents: torch.Tensor) -> None:
-        """Standardise the diffusion latents by the statistics of these latents (n, D, h, w), quantized.
+    def measure_diffusion_latents_(self, latents: torch.Tensor, quantized: bool = True) -> None:
+        """Standardise the diffusion latents by the statistics of these latents (n, D, h, w).
 
         Of many latents the first 1024 are enough for a mean and a deviation of each channel.
+
+        Args:
+            latents: the encoder's.
+            quantized: by those of the quantized latents, else of the unquantized ones, as `project_latents` has them.
+                Weak coefficients vary much less once they are quantized.
         """
-        latents = latents[:STATISTICS_IMAGES]
-        quantized = [self.quantize.join(self.quantize.codebook(self.quantize.nearest(z))) for z in latents.split(256)]
-        self.diffusion_view.measure_(torch.cat(quantized))
+        parts = latents[:STATISTICS_IMAGES].split(256)
+        if quantized:
+            parts = [self.quantize.join(self.quantize.codebook(self.quantize.nearest(z))) for z in parts]
+        else:
+            parts = [self.project_latents(z) for z in parts]
+        self.diffusion_view.measure_(torch.cat(parts))
 
     def _decode_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
         return self._decode_latents(self.quantize.refine(tokens))

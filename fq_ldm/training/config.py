@@ -192,6 +192,9 @@ class LDMConfig:
     latent_patch_size: int | None = option(
         None, "fold patches of this side into channels; by default as the FQ-VAE's diffusion_patch_size"
     )
+    start_from: str | None = option(
+        None, "pipeline, folder or Hub repository, from whose UNet training goes on; by default from random weights"
+    )
     unet_block_out_channels: list[int] = option([128, 256, 512], "channels of the UNet's levels")
     unet_layers_per_block: int = option(2, "residual blocks in each level")
     unet_attention_levels: list[int] = option([1, 2], "levels with self-attention, counted from 0")
@@ -209,6 +212,11 @@ class LDMConfig:
     cache_latents: bool = option(True, "encode the training images once, before training")
     preview_images: int = option(16, "images in a picture of samples")
     preview_inference_steps: int = option(50, "DPM-Solver++ steps for the pictures")
+    save_scheduler: str = option(
+        "ddpm",
+        "scheduler of the saved pipeline: DDPM with all steps, as in the paper, or DPM-Solver++, which needs 20 to 50",
+        choices=["ddpm", "dpm_solver"],
+    )
     save_precision: str = option("fp32", "of the UNet's saved weights", choices=["fp32", "fp16"])
 
     def __post_init__(self):

@@ -1,11 +1,12 @@
 """What `train_ldm.py` is made of: the UNet, the noise schedule, the loss and the cached latents."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, SchedulerMixin, UNet2DModel
 from diffusers.training_utils import compute_snr
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -61,10 +62,11 @@ def choose_view(vae: TokenAutoencoder, ldm: LDMConfig) -> bool:
 
 
 @torch.no_grad()
-def measure_view_(vae: TokenAutoencoder, images: ImageDataset) -> None:
-    """Standardise a view by the statistics of some training images."""
+def measure_view_(vae: TokenAutoencoder, images: ImageDataset, target: str) -> None:
+    """Standardise a view by the statistics of some training images, quantized or unquantized as the target is."""
     sample = sample_images(images, STATISTICS_IMAGES, seed=0).to(vae.device)
-    vae.measure_diffusion_latents_(torch.cat([vae.encode(part).latents for part in sample.split(ENCODE_BATCH_SIZE)]))
+    latents = torch.cat([vae.encode(part).latents for part in sample.split(ENCODE_BATCH_SIZE)])
+    vae.measure_diffusion_latents_(latents, quantized=target == "quantized")
 
 
 def build_unet(ldm: LDMConfig, latent_shape: tuple[int, int, int]) -> UNet2DModel:
@@ -106,6 +108,24 @@ def build_unet(ldm: LDMConfig, latent_shape: tuple[int, int, int]) -> UNet2DMode
         raise UserError(f"unet: {error}") from error
 
 
+def start_from_(unet: UNet2DModel, path: str) -> None:
+    """Give a UNet the weights of the one in a pipeline.
+
+    Raises:
+        DataError: if there is none, or it has another shape.
+    """
+    try:
+        trained = UNet2DModel.from_pretrained(path, subfolder="unet", use_safetensors=True)
+    except Exception as error:  # as in open_vae
+        raise DataError(f"start_from: no UNet can be loaded from {path} ({' '.join(str(error).split())})") from error
+    wanted, found = (json.loads(model.to_json_string()) for model in (unet, trained))
+    differ = [name for name in wanted if name[0] != "_" and found[name] != wanted[name]]
+    if differ:
+        found = ", ".join(f"{name} {found[name]} instead of {wanted[name]}" for name in differ)
+        raise DataError(f"start_from: the UNet of {path} has {found}: give the options that it was trained with")
+    unet.load_state_dict(trained.state_dict())
+
+
 def build_scheduler(ldm: LDMConfig) -> DDPMScheduler:
     """The noise schedule of training. Other schedulers are made from its configuration."""
     return DDPMScheduler(
@@ -118,6 +138,23 @@ def build_scheduler(ldm: LDMConfig) -> DDPMScheduler:
     )
 
 
+def sampling_scheduler(scheduler: SchedulerMixin, steps: int) -> SchedulerMixin:
+    """A scheduler for so many steps: DDPM, as in the paper, for all those of the training, DPM-Solver++ for fewer."""
+    of_all = steps == scheduler.config.num_train_timesteps
+    return (DDPMScheduler if of_all else DPMSolverMultistepScheduler).from_config(scheduler.config)
+
+
+def draw_timesteps(count: int, steps: int, device: torch.device, generator: torch.Generator) -> torch.Tensor:
+    """One random timestep for each image of a batch, spread evenly over 0 .. steps - 1: (count,) int64.
+
+    Each is uniform, but together they leave no gaps, which takes noise from the loss and its gradient (Kingma et al.
+    2021, variational diffusion models, appendix I.1).
+    """
+    offset = torch.rand((), device=device, generator=generator, dtype=torch.float64)
+    strata = torch.arange(count, device=device, dtype=torch.float64)
+    return ((strata + offset) / count * steps).long().clamp(max=steps - 1)
+
+
 def diffusion_loss(
     model: torch.nn.Module,
     scheduler: DDPMScheduler,
@@ -125,7 +162,7 @@ def diffusion_loss(
     generator: torch.Generator,
     snr_gamma: float | None = None,
 ) -> torch.Tensor:
-    """Squared error of the prediction at random timesteps: latents (B, C, H, W) -> scalar.
+    """Squared error of the prediction at timesteps spread over the noise: latents (B, C, H, W) -> scalar.
 
     Args:
         model: predicts noise or velocity, as the scheduler's configuration says.
@@ -136,8 +173,7 @@ def diffusion_loss(
             weighs all timesteps alike in units of the prediction.
     """
     noise = torch.randn(latents.shape, device=latents.device, generator=generator)
-    steps = scheduler.config.num_train_timesteps
-    timesteps = torch.randint(steps, (len(latents),), device=latents.device, generator=generator)
+    timesteps = draw_timesteps(len(latents), scheduler.config.num_train_timesteps, latents.device, generator)
     prediction = model(scheduler.add_noise(latents, noise, timesteps), timesteps).sample
     predicts_noise = scheduler.config.prediction_type == "epsilon"
     target = noise if predicts_noise else scheduler.get_velocity(latents, noise, timesteps)
@@ -161,7 +197,8 @@ def encode_images(
     images = images.to(vae.device)
     if flip:
         images = random_flip(images, generator)
-    latents = vae.encode(images.to(vae.dtype)).latents
+    images = images.to(vae.dtype, memory_format=torch.channels_last)  # float32 convolutions are twice as fast
+    latents = vae.encode(images).latents
     latents = vae.quantize_latents(latents).latents if target == "quantized" else vae.project_latents(latents)
     return vae.to_diffusion_latents(latents)
 

@@ -67,9 +67,7 @@ class EvaluationConfig:
     unit_images: int = option(256, "images for unit_information, chosen at random")
     num_samples: int = option(10_000, "images that the pipeline generates")
     neighbour_samples: int = option(200, "samples whose nearest training images are looked up")
-    num_inference_steps: int = option(
-        50, "denoising steps: of the training's scheduler if as many, else of DPM-Solver++"
-    )
+    num_inference_steps: int = option(50, "denoising steps: of DDPM if as many as in training, else of DPM-Solver++")
     seed: int = option(0, "seed of the samples and of the choice of images")
     device: str | None = option(None, "torch device; by default a GPU if there is one")
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-from diffusers import DPMSolverMultistepScheduler
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -13,6 +12,7 @@ from ..metrics.fidelity import frechet_distance, kernel_distance, precision_reca
 from ..metrics.samples import PowerSpectrum, nearest_images, spectral_distance
 from .config import check
 from .data import ImageDataset
+from .diffusion import sampling_scheduler
 from .evaluation import NETWORK_METRICS, EvaluationConfig, make_extractor, one_line
 from .pictures import display_scale, save_grid
 from .share import merge, my_batches, my_share, processes
@@ -130,8 +130,7 @@ def generate(pipeline: FQLDMPipeline, config: EvaluationConfig):
 
     Each sample has a seed of its own: none depends on the batch size or the number of processes.
     """
-    if config.num_inference_steps < pipeline.scheduler.config.num_train_timesteps:
-        pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    pipeline.scheduler = sampling_scheduler(pipeline.scheduler, config.num_inference_steps)
     pipeline.set_progress_bar_config(disable=True)
     seeds = torch.randint(2**62, (config.num_samples,), generator=torch.Generator().manual_seed(config.seed))
     for part in tqdm(my_share(seeds.split(config.batch_size)), desc="sampling"):
