@@ -7,9 +7,10 @@ os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler, UNet2DModel
 from PIL import Image
 
-from fq_ldm import FQModel
+from fq_ldm import FQLDMPipeline, FQModel
 
 TINY = dict(
     in_channels=3,
@@ -47,6 +48,20 @@ def model(images) -> FQModel:
             if not parameter.any():
                 parameter.normal_(std=0.02)
     return model.eval()
+
+
+@pytest.fixture
+def pipeline(model) -> FQLDMPipeline:
+    """An untrained UNet on the latents of `model`, with the paper's sampling."""
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=(8, 12), in_channels=3, out_channels=3, block_out_channels=(8, 8), layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"), norm_num_groups=4,
+        attention_head_dim=4,
+    ).eval()  # fmt: skip
+    pipeline = FQLDMPipeline(model, unet, DDPMScheduler(clip_sample=False))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 @pytest.fixture(scope="session")

@@ -10,19 +10,6 @@ from fq_ldm import FQLDMPipeline
 from fq_ldm.training.diffusion import sampling_scheduler
 
 
-@pytest.fixture
-def pipeline(model):
-    torch.manual_seed(0)
-    unet = UNet2DModel(
-        sample_size=(8, 12), in_channels=3, out_channels=3, block_out_channels=(8, 8), layers_per_block=1,
-        down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"), norm_num_groups=4,
-        attention_head_dim=4,
-    ).eval()  # fmt: skip
-    pipeline = FQLDMPipeline(model, unet, DDPMScheduler(clip_sample=False))
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
 def seeds(*values):
     return [torch.Generator().manual_seed(value) for value in values]
 

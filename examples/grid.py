@@ -1,0 +1,35 @@
+"""Samples in a grid: python examples/grid.py PIPELINE [--samples 64] [--output grid.png]
+
+The images of the seeds 0, 1, 2 and so on, none left out: an image has a seed of its own, so it stays the same in a
+larger grid.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from fq_ldm import FQLDMPipeline
+from fq_ldm.training.pictures import display_scale, save_grid
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pipeline", help="folder or Hub repository")
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--first_seed", type=int, default=0)
+    parser.add_argument("--columns", type=int, default=8)
+    parser.add_argument("--num_inference_steps", type=int, help="the pipeline's own number by default")
+    parser.add_argument("--output", type=Path, default=Path("grid.png"))
+    options = parser.parse_args()
+    pipeline = FQLDMPipeline.from_pretrained(options.pipeline)
+    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    seeds = range(options.first_seed, options.first_seed + options.samples)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    images = pipeline(options.samples, options.num_inference_steps, generators, output_type="pt").images
+    save_grid(images, options.output, options.columns, display_scale(images.shape[-2]))
+    print(options.output)
+
+
+if __name__ == "__main__":
+    main()
