@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import TINY, smooth_images
+from diffusers import DDPMScheduler
 
 from fq_ldm import FQModel
 from fq_ldm.spectrum import pack_spectrum
@@ -15,6 +16,7 @@ from fq_ldm.training.diffusion import (
     draw_timesteps,
     encode_images,
     measure_view_,
+    sampling_scheduler,
 )
 
 
@@ -124,6 +126,28 @@ def test_min_snr_weights_the_error_of_the_predicted_latents(prediction_type):
         predicted = noisy / kept**0.5 if prediction_type == "epsilon" else noisy * kept**0.5
         expected += min(snr, 5) * (predicted - x).square().mean().item() / 16
     assert loss.item() == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(("steps", "tolerance"), [(50, 0.1), (200, 0.01)])
+@pytest.mark.parametrize(
+    ("prediction_type", "beta_schedule"), [("v_prediction", "squaredcos_cap_v2"), ("epsilon", "linear")]
+)
+def test_few_steps_of_a_saved_schedule_keep_the_spread(tmp_path, prediction_type, beta_schedule, steps, tolerance):
+    """Latents that are normal with deviation 10, as low frequencies nearly are, and their exact prediction.
+
+    Cosine steps that start below the last timestep take the unit noise there for noisy latents, and end at 7.9 and 3.1.
+    """
+    ldm = LDMConfig(vae="vae", prediction_type=prediction_type, beta_schedule=beta_schedule)
+    build_scheduler(ldm).save_pretrained(tmp_path)
+    scheduler = sampling_scheduler(DDPMScheduler.from_pretrained(tmp_path), steps)
+    scheduler.set_timesteps(steps)
+    sample = torch.randn(20000, generator=torch.Generator().manual_seed(0))
+    for t in scheduler.timesteps:
+        kept = scheduler.alphas_cumprod[t].double()
+        noise = (1 - kept).sqrt() * sample / (100 * kept + 1 - kept)
+        velocity = (1 - 100) * kept.sqrt() * noise
+        sample = scheduler.step(noise if prediction_type == "epsilon" else velocity, t, sample).prev_sample
+    assert sample.std().item() == pytest.approx(10, rel=tolerance)
 
 
 @pytest.mark.parametrize("count", [1, 3, 64, 2000])

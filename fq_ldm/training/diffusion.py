@@ -128,6 +128,10 @@ def start_from_(unet: UNet2DModel, path: str) -> None:
 
 def build_scheduler(ldm: LDMConfig) -> DDPMScheduler:
     """The noise schedule of training. Other schedulers are made from its configuration."""
+    # Few steps must begin where training ends, at pure noise, else samples lack contrast (Lin et al. 2024, common
+    # diffusion noise schedules). Not so for noise predicted under the cosine schedule: there, errors of the first step
+    # would be divided by the 0.00005 that it leaves of the latents.
+    unstable = ldm.prediction_type == "epsilon" and ldm.beta_schedule == "squaredcos_cap_v2"
     return DDPMScheduler(
         num_train_timesteps=ldm.num_train_timesteps,
         beta_schedule=ldm.beta_schedule,
@@ -135,6 +139,7 @@ def build_scheduler(ldm: LDMConfig) -> DDPMScheduler:
         beta_end=ldm.beta_end,
         prediction_type=ldm.prediction_type,
         clip_sample=False,  # standardised latents reach beyond [-1, 1], where the default would clip them
+        timestep_spacing="leading" if unstable else "trailing",
     )
 
 
