@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from diffusers import DPMSolverMultistepScheduler, UNet2DModel
+from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
 
 from fq_ldm import FQLDMPipeline
@@ -17,6 +17,7 @@ from fq_ldm.training.diffusion import (
     choose_view,
     diffusion_loss,
     encode_images,
+    fast_scheduler,
     held_out_loss,
     load_or_cache_latents,
     measure_view_,
@@ -36,7 +37,9 @@ from fq_ldm import FQLDMPipeline
 pipeline = FQLDMPipeline.from_pretrained("{folder}")
 images = pipeline(num_images=16).images  # {steps} steps
 
-pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
+    pipeline.scheduler.config, algorithm_type="sde-dpmsolver++"
+)
 images = pipeline(num_images=16).images  # 50 steps""",
     "dpm_solver": """from diffusers import DDPMScheduler
 from fq_ldm import FQLDMPipeline
@@ -139,7 +142,7 @@ def finish(pipeline: FQLDMPipeline, ldm: LDMConfig, config: TrainingConfig, metr
     if ldm.save_precision == "fp16":
         pipeline.unet.half()  # the FQ-VAE is small, and its codebook must not be rounded
     if ldm.save_scheduler == "dpm_solver":
-        pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+        pipeline.scheduler = fast_scheduler(pipeline.scheduler)
     pipeline.save_pretrained(folder)
     pipeline.unet.float()
     images = sample(pipeline.unet, pipeline.vqvae, pipeline.scheduler, None, ldm)

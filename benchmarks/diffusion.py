@@ -13,12 +13,11 @@ import time
 from dataclasses import dataclass, fields
 
 import torch
-from diffusers import DPMSolverMultistepScheduler
 from diffusers.training_utils import EMAModel
 
 from fq_ldm import FQLDMPipeline, load_vae
 from fq_ldm.training.config import LDMConfig, parse_config
-from fq_ldm.training.diffusion import build_scheduler, build_unet, diffusion_loss
+from fq_ldm.training.diffusion import build_scheduler, build_unet, diffusion_loss, fast_scheduler
 
 
 @dataclass
@@ -65,7 +64,7 @@ def train_speed(row: Row, ldm: LDMConfig, device: torch.device, options: argpars
 def sample_seconds(row: Row, vae, ldm: LDMConfig, device: torch.device, options: argparse.Namespace) -> float:
     """Seconds for one image, in a batch."""
     unet = build_unet(ldm, row.shape).to(device).eval()
-    scheduler = DPMSolverMultistepScheduler.from_config(build_scheduler(ldm).config)
+    scheduler = fast_scheduler(build_scheduler(ldm))
     if row.shape == vae.diffusion_latent_shape:
         pipeline = FQLDMPipeline(vae, unet, scheduler)
         pipeline.set_progress_bar_config(disable=True)

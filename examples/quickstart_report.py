@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 import torch
-from diffusers import DPMSolverMultistepScheduler
 from digit_classifier import CONFIDENT, read_digits, train_classifier
 
 from fq_ldm import FQLDMPipeline
 from fq_ldm.training.config import DataConfig
 from fq_ldm.training.data import load_images
+from fq_ldm.training.diffusion import fast_scheduler
 from fq_ldm.training.hub import save_metrics
 from fq_ldm.training.pictures import save_grid
 
@@ -24,7 +24,7 @@ NUM_STEPS = 50  # of DPM-Solver++
 
 def main(folder: Path) -> None:
     pipeline = FQLDMPipeline.from_pretrained(folder / "pipeline")
-    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    pipeline.scheduler = fast_scheduler(pipeline.scheduler)
 
     print(f"generating {NUM_SAMPLES} digits")
     seeds = [torch.Generator().manual_seed(seed) for seed in range(NUM_SAMPLES)]

@@ -28,6 +28,9 @@ SCHEDULERS = {
     "ddpm": lambda config: DDPMScheduler.from_config(config),
     "ddim": lambda config: DDIMScheduler.from_config(config),
     "dpm-solver++": lambda config: DPMSolverMultistepScheduler.from_config(config),
+    "sde-dpm-solver++": lambda config: DPMSolverMultistepScheduler.from_config(
+        config, algorithm_type="sde-dpmsolver++"
+    ),
 }
 
 
@@ -66,6 +69,10 @@ def test_schedulers_are_made_of_one_another(pipeline):
     ddpm = DDPMScheduler(num_train_timesteps=60, clip_sample=False, prediction_type="v_prediction")
     few = sampling_scheduler(ddpm, 20)
     assert isinstance(few, DPMSolverMultistepScheduler) and few.config.prediction_type == "v_prediction"
+    assert few.config.algorithm_type == "sde-dpmsolver++"
+    own = DPMSolverMultistepScheduler.from_config(ddpm.config, solver_order=3)
+    assert sampling_scheduler(own, 20).config.solver_order == 3
+    assert sampling_scheduler(own, 20).config.algorithm_type == "dpmsolver++"
     back = sampling_scheduler(few, 60)
     assert isinstance(back, DDPMScheduler) and back.config.clip_sample is False
     assert torch.equal(back.alphas_cumprod, ddpm.alphas_cumprod)

@@ -145,8 +145,18 @@ def build_scheduler(ldm: LDMConfig) -> DDPMScheduler:
 
 def sampling_scheduler(scheduler: SchedulerMixin, steps: int) -> SchedulerMixin:
     """A scheduler for so many steps: DDPM, as in the paper, for all those of the training, DPM-Solver++ for fewer."""
-    of_all = steps == scheduler.config.num_train_timesteps
-    return (DDPMScheduler if of_all else DPMSolverMultistepScheduler).from_config(scheduler.config)
+    if steps == scheduler.config.num_train_timesteps:
+        return DDPMScheduler.from_config(scheduler.config)
+    return fast_scheduler(scheduler)
+
+
+def fast_scheduler(scheduler: SchedulerMixin) -> DPMSolverMultistepScheduler:
+    """DPM-Solver++ for 20 to 50 steps (Lu et al. 2022), with the options of one that was saved with a pipeline.
+
+    By default it solves the stochastic equation: noise added in each step, as in DDPM, takes earlier errors away.
+    """
+    kind = scheduler.config.get("algorithm_type", "sde-dpmsolver++")
+    return DPMSolverMultistepScheduler.from_config(scheduler.config, algorithm_type=kind)
 
 
 def draw_timesteps(count: int, steps: int, device: torch.device, generator: torch.Generator) -> torch.Tensor:
