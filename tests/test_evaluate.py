@@ -136,6 +136,7 @@ def test_a_pipeline(pipeline, call, tmp_path):
     first = read(tmp_path)["metrics"]
     assert first["images"] == 8 and first["samples"] == 6 and first["kid_subset_size"] == 6 and first["fid"] > 0
     assert first["scheduler"] == "DPMSolverMultistepScheduler" and first["num_inference_steps"] == 2
+    assert first["algorithm_type"] == "sde-dpmsolver++"
     assert 0 <= first["precision"] <= 1 and 0 <= first["recall"] <= 1
     assert "FID (thumbnail)" in (tmp_path / "out" / "evaluation.md").read_text()
 
@@ -146,7 +147,8 @@ def test_a_pipeline(pipeline, call, tmp_path):
 
     status, _, errors = call(pipeline, *flags, "--num_inference_steps", 4, "--metrics", "fid")
     assert status == 0, errors
-    assert read(tmp_path)["metrics"]["scheduler"] == "DDPMScheduler"
+    last = read(tmp_path)["metrics"]
+    assert last["scheduler"] == "DDPMScheduler" and "algorithm_type" not in last
 
 
 def test_samples_without_a_network(pipeline, call, tmp_path):

@@ -73,6 +73,8 @@ def evaluate_pipeline(
         "scheduler": type(pipeline.scheduler).__name__,
         "num_inference_steps": config.num_inference_steps,
     }
+    if "algorithm_type" in pipeline.scheduler.config:  # of DPM-Solver: whether it adds noise changes every score
+        results["algorithm_type"] = pipeline.scheduler.config.algorithm_type
     arrays = {}
     grid = kept["samples"][:GRID_SAMPLES] / 255
     if processes().is_main_process:
