@@ -70,9 +70,8 @@ def test_schedulers_are_made_of_one_another(pipeline):
     few = sampling_scheduler(ddpm, 20)
     assert isinstance(few, DPMSolverMultistepScheduler) and few.config.prediction_type == "v_prediction"
     assert few.config.algorithm_type == "sde-dpmsolver++"
-    own = DPMSolverMultistepScheduler.from_config(ddpm.config, solver_order=3)
-    assert sampling_scheduler(own, 20).config.solver_order == 3
-    assert sampling_scheduler(own, 20).config.algorithm_type == "dpmsolver++"
+    own = sampling_scheduler(DPMSolverMultistepScheduler.from_config(ddpm.config, solver_order=3), 20)
+    assert own.config.solver_order == 3 and own.config.algorithm_type == "dpmsolver++"
     back = sampling_scheduler(few, 60)
     assert isinstance(back, DDPMScheduler) and back.config.clip_sample is False
     assert torch.equal(back.alphas_cumprod, ddpm.alphas_cumprod)
