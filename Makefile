@@ -1,8 +1,3 @@
-# make quickstart   train on 5,000 digits and generate new ones (2 cores: under 15 minutes)
-# make test         the fast tests
-# make test-slow    the long ones
-# make lint         style
-
 PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
@@ -10,26 +5,35 @@ LAUNCH := $(VENV)/bin/accelerate launch --num_processes 1 --num_machines 1 --mix
 	--dynamo_backend no --num_cpu_threads_per_process $(shell nproc)
 QUICKSTART := runs/quickstart
 
-.PHONY: install quickstart test test-slow lint
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test test-slow lint
 
-install: $(INSTALLED)
+help:  ## these lines
+	@awk -F ':.*## *' '/^[a-z-]+:.*##/ { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(INSTALLED)  ## into .venv, with everything that tests and checks need
 
 $(INSTALLED): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --editable '.[dev]'
 	touch $@
 
-quickstart: $(INSTALLED)
+quickstart: $(INSTALLED)  ## train on 5,000 digits and generate new ones (2 cores: under 15 minutes)
 	$(LAUNCH) train_vae.py --config configs/quickstart/vae.yaml
 	$(LAUNCH) train_ldm.py --config configs/quickstart/ldm.yaml
 	$(VENV)/bin/python examples/quickstart_report.py $(QUICKSTART)
 
-test: $(INSTALLED)
+test: $(INSTALLED)  ## the fast tests
 	$(VENV)/bin/python -m pytest tests -m "not slow"
 
-test-slow: $(INSTALLED)
+test-slow: $(INSTALLED)  ## the long ones
 	$(VENV)/bin/python -m pytest tests -m slow
 
-lint: $(INSTALLED)
+# The layers are those of what is installed: two of its packages lie beside fq_ldm/.
+lint: $(INSTALLED)  ## style, types of the science, and the layers that imports must keep
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	rm -rf build/lint
+	$(VENV)/bin/python -c 'import setuptools; setuptools.setup()' --quiet build_py --build-lib build/lint
+	cd build/lint && ../../$(VENV)/bin/lint-imports ../../pyproject.toml

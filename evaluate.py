@@ -1,57 +1,7 @@
 """Measure an FQ-VAE or a pipeline: python evaluate.py --model runs/mnist/vae --dataset ... --output_dir ..."""
 
-import shlex
-from pathlib import Path
-
-from fq_ldm import FQLDMPipeline
-from fq_ldm.training.config import DataConfig, parse_config, resolved, run_script
-from fq_ldm.training.data import BAD_IMAGES_FILE, load_images
-from fq_ldm.training.evaluation import (
-    PROTOCOL,
-    EvaluationConfig,
-    check_images,
-    choose_images,
-    chosen_metrics,
-    evaluate_vae,
-    load_model,
-    save_report,
-)
-from fq_ldm.training.sample_evaluation import evaluate_pipeline
-from fq_ldm.training.share import processes
-
-
-def main(argv: list[str]) -> None:
-    data, config = parse_config(argv, DataConfig, EvaluationConfig, required=("model", "dataset", "output_dir"))
-    model = load_model(config)
-    is_pipeline = isinstance(model, FQLDMPipeline)
-    metrics = chosen_metrics(config, is_pipeline)
-    check_images(model.vqvae if is_pipeline else model, data, config.model)
-    train_images, validation_images = load_images(data, Path(config.output_dir) / BAD_IMAGES_FILE)
-    images = choose_images(train_images if config.reference == "train" else validation_images, config)
-
-    if is_pipeline:
-        results, spectra = evaluate_pipeline(model, images, train_images, config, metrics, data.random_flip)
-        arrays = {"spectrum": spectra}
-    else:
-        results, codebook = evaluate_vae(model, images, config, metrics)
-        arrays = {"codebook": codebook}
-
-    held_out = data.validation_split or f"images held out from {data.train_split}"
-    report = {
-        "model": config.model,
-        "dataset": data.dataset,
-        "split": data.train_split if config.reference == "train" else held_out,
-        "image_size": f"{data.channels}x{data.size[0]}x{data.size[1]}",
-        "feature_extractor": config.feature_extractor,
-        "protocol": {name: text for name, text in PROTOCOL.items() if name in results},
-        "metrics": results,
-        "options": resolved(data, config),
-        "command": f"python evaluate.py {shlex.join(argv)}",
-    }
-    if processes().is_main_process:
-        print(save_report(Path(config.output_dir), report, arrays))
-    processes().destroy_process_group()
-
+from fq_ldm.evaluate import main
+from fq_ldm.options import run_script
 
 if __name__ == "__main__":
     run_script(main)

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 
 import evaluate
+from fq_ldm.data import load_images, sample_images
+from fq_ldm.evaluation import load_pair_metrics
 from fq_ldm.models import load_vae
-from fq_ldm.reproduction.experiments import EXPERIMENTS, FQ, Experiment
-from fq_ldm.reproduction.figures import bars, curves, image_rows
-from fq_ldm.reproduction.runs import ROOT, Plan, efficiency, read_metrics, run, train_vae
-from fq_ldm.reproduction.tables import machine, means, save_table
-from fq_ldm.training.config import DataConfig, TrainingConfig, UserError, VAEConfig, parse_config, run_script
-from fq_ldm.training.data import load_images, sample_images
-from fq_ldm.training.evaluation import EvaluationConfig, load_pair_metrics
+from fq_ldm.options import DataConfig, EvaluationConfig, TrainingConfig, UserError, VAEConfig, parse_config, run_script
+from reproduction.experiments import EXPERIMENTS, FQ, Experiment
+from reproduction.figures import bars, curves, image_rows
+from reproduction.runs import ROOT, Plan, efficiency, read_metrics, run, train_vae
+from reproduction.tables import machine, means, save_table
 
 SHOWN_IMAGES = 12  # in a row of reconstructions
 NETWORK_OPTIONS = ("feature_extractor", "feature_extractor_weights", "feature_extractor_module", "lpips_weights")

@@ -16,8 +16,8 @@ import torch
 from diffusers.training_utils import EMAModel
 
 from fq_ldm import FQLDMPipeline, load_vae
-from fq_ldm.training.config import LDMConfig, parse_config
-from fq_ldm.training.diffusion import build_scheduler, build_unet, diffusion_loss, fast_scheduler
+from fq_ldm.diffusion import build_scheduler, build_unet, diffusion_loss, fast_scheduler
+from fq_ldm.options import LDMConfig, parse_config
 
 
 @dataclass

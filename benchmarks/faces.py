@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from fq_ldm import FQLDMPipeline
-from fq_ldm.training.config import DataConfig
-from fq_ldm.training.data import load_images, sample_images
-from fq_ldm.training.diffusion import sampling_scheduler
-from fq_ldm.training.pictures import display_scale, save_grid
+from fq_ldm.cards import display_scale, save_grid
+from fq_ldm.data import load_images, sample_images
+from fq_ldm.diffusion import sampling_scheduler
+from fq_ldm.options import DataConfig
 
 ENLARGED = 256  # pixels: both detectors were made for larger faces than those of 64x64 images
 BORDER = 32  # pixels around the enlarged image, since faces reach its edges

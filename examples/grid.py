@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from fq_ldm import FQLDMPipeline
-from fq_ldm.training.pictures import display_scale, save_grid
+from fq_ldm.cards import display_scale, save_grid
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from fq_ldm import FQLDMPipeline
-from fq_ldm.training.pictures import display_scale, save_grid
+from fq_ldm.cards import display_scale, save_grid
 
 
 def main() -> None:

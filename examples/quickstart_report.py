@@ -12,11 +12,10 @@ import torch
 from digit_classifier import CONFIDENT, read_digits, train_classifier
 
 from fq_ldm import FQLDMPipeline
-from fq_ldm.training.config import DataConfig
-from fq_ldm.training.data import load_images
-from fq_ldm.training.diffusion import fast_scheduler
-from fq_ldm.training.hub import save_metrics
-from fq_ldm.training.pictures import save_grid
+from fq_ldm.cards import save_grid, save_metrics
+from fq_ldm.data import load_images
+from fq_ldm.diffusion import fast_scheduler
+from fq_ldm.options import DataConfig
 
 NUM_SAMPLES = 200
 NUM_STEPS = 50  # of DPM-Solver++

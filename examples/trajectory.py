@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from fq_ldm import FQLDMPipeline
-from fq_ldm.training.diffusion import sampling_scheduler
-from fq_ldm.training.pictures import display_scale, save_grid
+from fq_ldm.cards import display_scale, save_grid
+from fq_ldm.diffusion import sampling_scheduler
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from conftest import TINY, smooth_images
 from safetensors.torch import save_file
 
 from fq_ldm import BaselineModel, FQModel
-from fq_ldm.training.share import processes
+from fq_ldm.distributed import processes
 
 BATCH, STEPS = 48, 8
 KINDS = {

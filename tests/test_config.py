@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fq_ldm.training.config import DataConfig, LDMConfig, TrainingConfig, UserError, VAEConfig, parse_config
+from fq_ldm.options import DataConfig, LDMConfig, TrainingConfig, UserError, VAEConfig, parse_config
 
 CONFIG_ROOT = Path(__file__).parent.parent / "configs"
 CONFIGS = sorted([*CONFIG_ROOT.glob("*/vae.yaml"), *CONFIG_ROOT.glob("*/ldm.yaml")])
@@ -67,8 +67,8 @@ def test_missing_file(tmp_path):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_shipped_configs_describe_models(path):
-    from fq_ldm.training.diffusion import build_scheduler, build_unet
-    from train_vae import build_model
+    from fq_ldm.diffusion import build_scheduler, build_unet
+    from fq_ldm.training.vae import build_model
 
     data, vae, _ = parse_config(
         ["--config", str(path.parent / "vae.yaml")], DataConfig, VAEConfig, TrainingConfig,
@@ -89,7 +89,7 @@ def test_shipped_configs_describe_models(path):
 @pytest.mark.parametrize("dataset", ["cifar10", "celeba64"])
 @pytest.mark.parametrize("path", METHODS, ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_methods_fit_the_datasets_at_equal_bits(path, dataset):
-    from train_vae import build_model
+    from fq_ldm.training.vae import build_model
 
     if path.parent.name == "channels" and dataset != "cifar10":
         pytest.skip("the paper sweeps channels on CIFAR-10")
@@ -100,7 +100,7 @@ def test_methods_fit_the_datasets_at_equal_bits(path, dataset):
 
 
 def test_options_of_another_kind_of_model_are_refused():
-    from train_vae import build_model
+    from fq_ldm.training.vae import build_model
 
     _, vae = parse_config(["--quantizer", "fsq", "--graph_module", "false"], DataConfig, VAEConfig)
     with pytest.raises(UserError, match="graph_module: is not an option of quantizer fsq"):

@@ -4,8 +4,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fq_ldm.training.config import DataConfig, DataError, UserError
-from fq_ldm.training.data import load_images, random_flip, sample_images, to_tensor
+from fq_ldm.data import load_images, random_flip, sample_images, to_tensor
+from fq_ldm.options import DataConfig, DataError, UserError
 
 
 def options(folder, **changes):

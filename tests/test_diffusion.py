@@ -6,18 +6,18 @@ from conftest import TINY, smooth_images
 from diffusers import DDPMScheduler
 
 from fq_ldm import FQModel
-from fq_ldm.spectrum import pack_spectrum
-from fq_ldm.training.config import DataConfig, LDMConfig, UserError
-from fq_ldm.training.data import load_images
-from fq_ldm.training.diffusion import (
+from fq_ldm.data import load_images
+from fq_ldm.diffusion import (
     build_scheduler,
     choose_view,
     diffusion_loss,
-    draw_timesteps,
     encode_images,
     measure_view_,
     sampling_scheduler,
 )
+from fq_ldm.diffusion.loss import draw_timesteps
+from fq_ldm.options import DataConfig, LDMConfig, UserError
+from fq_ldm.spectrum import pack_spectrum
 
 
 @torch.no_grad()

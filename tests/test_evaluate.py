@@ -11,7 +11,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 
 import evaluate
 from fq_ldm import FQLDMPipeline, FQModel
-from fq_ldm.training.config import run_script
+from fq_ldm.options import run_script
 
 EXTRACTOR = '''
 import torch

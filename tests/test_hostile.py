@@ -21,8 +21,8 @@ import evaluate
 import train_ldm
 import train_vae
 from fq_ldm import FQLDMPipeline, FQModel
-from fq_ldm.training.config import DataConfig, DataError
-from fq_ldm.training.data import load_images
+from fq_ldm.data import load_images
+from fq_ldm.options import DataConfig, DataError
 
 COLOR = {**VAE_OPTIONS, "channels": 3, "latent_channels": 3, "output_dir": "out", "report_to": "none"}
 
@@ -307,7 +307,7 @@ def test_inception_weights_are_not_unpickled(tmp_path):
 
 
 def test_a_card_escapes_what_came_from_outside(tmp_path):
-    from fq_ldm.training.hub import save_card
+    from fq_ldm.cards import save_card
 
     name = "cats\n---\ntags: [evil]\n# <script>alert(1)</script> | `x` ![](http://example.org/x.png)"
     options = {"dataset": name, "train_split": "train", "resolution": [8], "card_notes": name}
@@ -341,7 +341,7 @@ def test_a_run_writes_into_its_folder_alone_and_no_tokens(folder, tmp_path, call
 
 def test_json_of_metrics_is_strict(tmp_path):
     """An infinite PSNR (of equal images) must not make a file that JSON readers refuse."""
-    from fq_ldm.training.hub import save_metrics
+    from fq_ldm.cards import save_metrics
 
     save_metrics(tmp_path, {"psnr": float("inf")})
     json.loads((tmp_path / "metrics.json").read_text(), parse_constant=lambda name: pytest.fail(name))

@@ -1,7 +1,7 @@
 from types import SimpleNamespace
 
-from fq_ldm.training import hub
-from fq_ldm.training.config import TrainingConfig
+from fq_ldm.cards import hub
+from fq_ldm.options import TrainingConfig
 
 
 def test_upload_leaves_checkpoints_and_logs_behind(monkeypatch, tmp_path):

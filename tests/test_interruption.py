@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from test_scripts import ROOT, VAE_OPTIONS, call, to_flags  # noqa: F401  (call is a fixture)
 
 import train_vae
+from fq_ldm.models import TokenAutoencoder
+from fq_ldm.options import DataError
 from fq_ldm.training import checkpoint as checkpoint_module
 from fq_ldm.training.checkpoint import checkpoints, newest_intact
-from fq_ldm.training.config import DataError
 
 COMMON = {**VAE_OPTIONS, "output_dir": "out", "report_to": "none"}
 
@@ -108,14 +109,14 @@ class Poison:
 
     def __init__(self, monkeypatch, step, value):
         self.calls = 0
-        loss = train_vae.TokenAutoencoder.loss
+        loss = TokenAutoencoder.loss
 
         def spoiled(model, images, output):
             total, reconstruction = loss(model, images, output)
             self.calls += 1
             return (total * value if self.calls == step else total), reconstruction
 
-        monkeypatch.setattr(train_vae.TokenAutoencoder, "loss", spoiled)
+        monkeypatch.setattr(TokenAutoencoder, "loss", spoiled)
 
 
 @pytest.mark.parametrize("value, shown", [(float("nan"), "nan"), (float("inf"), "inf")])
@@ -148,14 +149,14 @@ def test_steps_that_are_not_finite_are_skipped_when_asked(
 
 
 def test_a_gradient_that_is_not_finite_stops(image_folder, call, monkeypatch):  # noqa: F811
-    loss = train_vae.TokenAutoencoder.loss
+    loss = TokenAutoencoder.loss
 
     def spoiled(model, images, output):
         total, reconstruction = loss(model, images, output)
         zero = (output.sample - output.sample.detach()).sum()  # its square root has no derivative there
         return total + zero.sqrt(), reconstruction
 
-    monkeypatch.setattr(train_vae.TokenAutoencoder, "loss", spoiled)
+    monkeypatch.setattr(TokenAutoencoder, "loss", spoiled)
     status, _, errors = call(train_vae.main, **COMMON, dataset=image_folder, max_train_steps=4)
     assert status == 1 and "step 1: the gradient is nan; the state before the step is saved" in errors
 

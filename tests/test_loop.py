@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers.optimization import get_scheduler
 
-from fq_ldm.training.config import TrainingConfig
+from fq_ldm.options import TrainingConfig
 from fq_ldm.training.loop import CLOCK_TICKS, Progress, _follow_clock
 
 

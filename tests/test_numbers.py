@@ -5,8 +5,8 @@ import torch
 from conftest import TINY, smooth_images
 
 from fq_ldm import BaselineModel, FQModel
+from fq_ldm.options import TrainingConfig
 from fq_ldm.quantization import Codebook
-from fq_ldm.training.config import TrainingConfig
 from fq_ldm.training.loop import train
 from fq_ldm.training.setup import make_accelerator, make_loader
 

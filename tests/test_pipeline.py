@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DModel
 
 from fq_ldm import FQLDMPipeline
-from fq_ldm.training.diffusion import sampling_scheduler
+from fq_ldm.diffusion import sampling_scheduler
 
 
 def seeds(*values):

@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fq_ldm import FQModel
+from fq_ldm.options import DataConfig, LDMConfig, TrainingConfig, UserError, VAEConfig, parse_config
 from fq_ldm.pipelines.pipeline_fq_ldm import _check_index
 from fq_ldm.quantization import InterleavedTokens
 from fq_ldm.spectrum import pack_spectrum, spectral_resize, unpack_spectrum
-from fq_ldm.training.config import DataConfig, LDMConfig, TrainingConfig, UserError, VAEConfig, parse_config
 
 CONFIGS = (DataConfig, VAEConfig, LDMConfig, TrainingConfig)
 sides = st.integers(1, 17)

@@ -10,9 +10,9 @@ from conftest import smooth_images
 from PIL import Image
 
 import reproduce
-from fq_ldm.reproduction.experiments import EXPERIMENTS, PAPER, VQ
-from fq_ldm.reproduction.tables import COLUMNS, means
-from fq_ldm.training.config import run_script
+from fq_ldm.options import run_script
+from reproduction.experiments import EXPERIMENTS, PAPER, VQ
+from reproduction.tables import COLUMNS, means
 
 TINY_FLAGS = [
     "--resolution", "16", "--channels", "1", "--image_column", "image", "--latent_channels", "1", "--num_tokens", "16",

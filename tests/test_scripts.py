@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import train_ldm
 import train_vae
 from fq_ldm import FQLDMPipeline, FQModel
-from fq_ldm.training.config import run_script
+from fq_ldm.options import run_script
 
 ROOT = Path(__file__).parent.parent
 
@@ -107,8 +107,9 @@ def test_train_vae_leaves_a_model_a_card_and_pictures(vae):
 
 
 def test_diffusion_latents_are_measured_on_the_trained_model(vae, image_folder):
-    from fq_ldm.training.data import DataConfig, load_images
-    from fq_ldm.training.diffusion import encode_images
+    from fq_ldm.data import load_images
+    from fq_ldm.diffusion import encode_images
+    from fq_ldm.options import DataConfig
 
     data = DataConfig(dataset=str(image_folder), channels=1, resolution=[16], validation_size=8)
     latents = encode_images(FQModel.from_pretrained(vae[0]).eval(), torch.stack(list(load_images(data)[0])))

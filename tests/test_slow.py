@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from fq_ldm import FQModel
+from fq_ldm.data import load_images, sample_images
 from fq_ldm.metrics import evaluate_reconstruction, pixel_variance
-from fq_ldm.training.config import DataConfig
-from fq_ldm.training.data import load_images, sample_images
+from fq_ldm.options import DataConfig
 
 pytestmark = pytest.mark.slow
 

@@ -57,12 +57,12 @@ def unit_information(model, images: torch.Tensor, batch_size: int = 64, progress
         reconstructions = model.detokenize(tokens).float()
         return mse((reconstructions.clamp(-1, 1) + 1) / 2, (batch + 1) / 2).double().cpu()
 
-    tokens, base = [], []
+    parts, base_parts = [], []
     for batch in images.split(batch_size):
         batch = batch.to(model.device)
-        tokens.append(model.tokenize(batch))
-        base.append(errors(batch, tokens[-1]))
-    tokens, base = torch.cat(tokens).cpu(), torch.cat(base)
+        parts.append(model.tokenize(batch))
+        base_parts.append(errors(batch, parts[-1]))
+    tokens, base = torch.cat(parts).cpu(), torch.cat(base_parts)
 
     rise = torch.zeros(model.config.num_vq_embeddings, dtype=torch.float64)
     for k in tqdm(tokens.unique().tolist(), desc="taking codes out", disable=not progress):

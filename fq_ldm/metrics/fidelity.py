@@ -93,7 +93,8 @@ class ReconstructionFID:
 
     def __init__(self, extractor: FeatureExtractor):
         self.extractor = extractor
-        self._images, self._reconstructions = [], []
+        self._images: list[dict] = []  # features of each batch
+        self._reconstructions: list[dict] = []
 
     def add(self, images: torch.Tensor, reconstructions: torch.Tensor) -> None:
         """Two batches (B, c, H, W) uint8."""
@@ -122,7 +123,7 @@ class LPIPS:
     def __init__(self, weights: str | None = None, device: torch.device | str = "cpu"):
         self.device = device
         self._network = _load_weights("lpips_weights", weights, VGG16_URL, lambda: _lpips_network(weights)).to(device)
-        self._sums = []  # of each batch
+        self._sums: list[tuple[int, float]] = []  # of each batch
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

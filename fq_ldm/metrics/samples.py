@@ -13,7 +13,7 @@ class PowerSpectrum:
     """
 
     def __init__(self):
-        self._sums = []  # of each batch
+        self._sums: list[tuple[int, torch.Tensor]] = []  # of each batch
 
     def __call__(self, images: torch.Tensor) -> None:
         images = images.double()
@@ -26,8 +26,8 @@ class PowerSpectrum:
         Args:
             merge: where several processes have batches of their own, makes one list of all of a list of each.
         """
-        count, total = map(sum, zip(*merge(self._sums), strict=True))
-        power = total / count
+        sums = merge(self._sums)
+        power = sum((total for _, total in sums), start=torch.zeros(())) / sum(count for count, _ in sums)
         height, width = power.shape
         rows, columns = torch.fft.fftfreq(height) * height, torch.fft.fftfreq(width) * width
         side = min(height, width)

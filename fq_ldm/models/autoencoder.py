@@ -12,9 +12,9 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
-from ..diffusion_view import DiffusionView
 from ..quantization import GraphModule, TokenQuantizer
 from ..spectrum import spectral_resize
+from .diffusion_view import DiffusionView
 
 STATISTICS_IMAGES = 1024  # that the diffusion latents are standardised by
 

@@ -206,6 +206,8 @@ class Codebook(nn.Module):
         ValueError: for an unknown anchor sampling, or m less than 2.
     """
 
+    usage: torch.Tensor
+
     def __init__(
         self,
         num_vq_embeddings: int,

@@ -56,11 +56,10 @@ class DynamicFilterTokens(nn.Module):
         filters[..., 0] = 1
         self.filters = nn.Parameter(filters + FILTER_NOISE * torch.randn_like(filters))
         hidden = MLP_WIDTH * self.num_filters
-        self.mlp = nn.Sequential(
-            nn.Linear(2 * channels, hidden), nn.GELU(), nn.Linear(hidden, channels * self.num_filters)
-        )
-        nn.init.zeros_(self.mlp[-1].weight)
-        nn.init.zeros_(self.mlp[-1].bias)
+        first, last = nn.Linear(2 * channels, hidden), nn.Linear(hidden, channels * self.num_filters)
+        self.mlp = nn.Sequential(first, nn.GELU(), last)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     @torch.no_grad()
     def initialize_(self, latents: torch.Tensor) -> None:

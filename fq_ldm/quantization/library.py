@@ -1,5 +1,7 @@
 """Quantizers of the package vector-quantize-pytorch, behind the methods that this library's codebooks have."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -24,6 +26,9 @@ KMEANS_TOKENS = 64  # per entry
 
 class _LibraryCodebook(nn.Module):
     """What the wrappers share; M is `num_vq_embeddings`."""
+
+    usage: torch.Tensor
+    quantizer: Any  # the package has no types
 
     def __init__(self, num_vq_embeddings: int):
         super().__init__()

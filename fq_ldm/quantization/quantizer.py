@@ -7,6 +7,7 @@ from torch import nn
 
 from .codebook import QuantizedTokens
 from .graph import GraphModule
+from .interfaces import TokenCodebook, TokenLayout
 
 START_NUMBERS = 2**27  # half a gigabyte of tokens at the most, to start the codebook from
 
@@ -18,12 +19,12 @@ class TokenQuantizer(nn.Module):
     for every size on CUDA.
 
     Args:
-        tokens: layout of the tokens, e.g. `InterleavedTokens`.
-        codebook: e.g. `Codebook`.
+        tokens: layout of the tokens, a module such as `InterleavedTokens`.
+        codebook: a module such as `Codebook`.
         graph: refines quantized tokens by equation 12, or None.
     """
 
-    def __init__(self, tokens: nn.Module, codebook: nn.Module, graph: GraphModule | None):
+    def __init__(self, tokens: TokenLayout, codebook: TokenCodebook, graph: GraphModule | None):
         super().__init__()
         self.tokens = tokens
         self.codebook = codebook

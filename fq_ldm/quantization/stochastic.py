@@ -57,6 +57,9 @@ class StochasticCodebook(nn.Module):
     learn_variance = True
     start_variance = 4.0  # in mean squared quantization errors; 1 collapses the codebook before sigma has grown
 
+    steps: torch.Tensor
+    usage: torch.Tensor
+
     def __init__(
         self,
         num_vq_embeddings: int,

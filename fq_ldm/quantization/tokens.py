@@ -50,6 +50,9 @@ class InterleavedTokens(nn.Module):
         ValueError: if U * m exceeds the D * h' * w' coefficients there are.
     """
 
+    index: torch.Tensor
+    mean: torch.Tensor
+
     def __init__(
         self, latent_shape: tuple[int, int, int], num_tokens: int, token_dim: int, spectral_crop: tuple[int, int]
     ):

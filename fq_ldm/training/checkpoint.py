@@ -16,7 +16,7 @@ from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from .config import DataError, UserError
+from ..options import DataError, UserError
 
 PROGRESS_FILE = "progress.json"
 EMA_FILE = "ema.safetensors"

@@ -5,7 +5,7 @@ import signal
 import torch
 from accelerate import Accelerator
 
-from .config import UserError
+from ..options import UserError
 
 
 class Stopped(UserError):

@@ -13,8 +13,8 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
+from ..options import DataError, TrainingConfig
 from .checkpoint import load_checkpoint, newest_intact, save_checkpoint
-from .config import DataError, TrainingConfig
 from .interruption import Stopped, StopRequest
 from .setup import seed_batch
 

@@ -9,9 +9,9 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
 
+from ..distributed import processes
+from ..options import DataError, TrainingConfig, UserError, to_yaml
 from .checkpoint import check_same_run, checkpoints
-from .config import DataError, TrainingConfig, UserError, to_yaml
-from .share import processes
 
 CONFIG_FILE = "training_config.yaml"
 MODEL_FILES = ("config.json", "model_index.json")  # of diffusers

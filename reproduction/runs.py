@@ -8,9 +8,9 @@ from pathlib import Path
 
 import yaml
 
-from ..training.config import DataError
+from fq_ldm.options import DataError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 @dataclass

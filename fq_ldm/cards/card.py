@@ -1,30 +1,17 @@
-"""Model cards, and uploads to the Hub."""
+"""Model cards."""
 
 import html
-import json
-import math
 import re
 from pathlib import Path
 
-from huggingface_hub import HfApi, ModelCardData
+from huggingface_hub import ModelCardData
 
-from .config import LATENTS_FILE, TrainingConfig, to_yaml
+from ..options import to_yaml
 
 PAPER = (
     "Feng and Liu, *Frequency-Quantized Variational Autoencoder Based on 2D-FFT for Enhanced Image Reconstruction and "
     "Generation*, Computers, Materials & Continua 83(2), 2025, https://doi.org/10.32604/cmc.2025.060252"
 )
-
-
-def save_metrics(folder: Path, metrics: dict) -> None:
-    """Write `metrics.json`; what is not finite becomes null, since JSON has no word for it."""
-    (folder / "metrics.json").write_text(json.dumps(_finite(metrics), indent=2, allow_nan=False) + "\n")
-
-
-def _finite(value):
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def escape(text: str) -> str:
@@ -121,16 +108,4 @@ accelerate launch {script} --config training_config.yaml
 
 {PAPER}
 """
-    )
-
-
-def push_to_hub(config: TrainingConfig) -> None:
-    """Upload the output folder, without what only training needs; the login is that of `hf auth login`."""
-    api = HfApi()
-    repository = config.hub_model_id or Path(config.output_dir).name
-    repository = api.create_repo(repository, private=config.hub_private, exist_ok=True).repo_id
-    api.upload_folder(
-        repo_id=repository,
-        folder_path=config.output_dir,
-        ignore_patterns=["checkpoints/**", "logs/**", LATENTS_FILE],
     )

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .spectrum import pack_spectrum, spectral_resize, unpack_spectrum
+from ..spectrum import pack_spectrum, spectral_resize, unpack_spectrum
 
 LAYOUTS = ("spatial", "spectral")
 

@@ -1,4 +1,4 @@
-"""What `evaluate.py` measures on the samples of a pipeline."""
+"""Measuring the samples of a pipeline."""
 
 from pathlib import Path
 
@@ -6,16 +6,16 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from .. import FQLDMPipeline
+from ..cards import display_scale, save_grid
+from ..data import ImageDataset
+from ..diffusion import sampling_scheduler
+from ..distributed import merge, my_batches, my_share, processes
 from ..metrics import to_uint8
 from ..metrics.fidelity import frechet_distance, kernel_distance, precision_recall
 from ..metrics.samples import PowerSpectrum, nearest_images, spectral_distance
-from .config import check
-from .data import ImageDataset
-from .diffusion import sampling_scheduler
-from .evaluation import NETWORK_METRICS, EvaluationConfig, make_extractor, one_line
-from .pictures import display_scale, save_grid
-from .share import merge, my_batches, my_share, processes
+from ..options import NETWORK_METRICS, EvaluationConfig, check
+from ..pipelines import FQLDMPipeline
+from .networks import make_extractor, one_line
 
 GRID_SAMPLES = 64  # in samples.png
 SHOWN_NEIGHBOURS = 12  # in neighbours.png

@@ -1,0 +1,1 @@
+"""Speeds, and judges of samples; run one as `python -m benchmarks.<name>`."""

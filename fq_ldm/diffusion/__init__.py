@@ -1,0 +1,21 @@
+"""Diffusion on an FQ-VAE's latents, as training, evaluation, examples and benchmarks share it."""
+
+from .latents import check_vae, choose_view, encode_images, measure_view_, open_vae
+from .loss import diffusion_loss, held_out_loss
+from .schedule import build_scheduler, fast_scheduler, sampling_scheduler
+from .unet import build_unet, start_from_
+
+__all__ = [
+    "build_scheduler",
+    "build_unet",
+    "check_vae",
+    "choose_view",
+    "diffusion_loss",
+    "encode_images",
+    "fast_scheduler",
+    "held_out_loss",
+    "measure_view_",
+    "open_vae",
+    "sampling_scheduler",
+    "start_from_",
+]

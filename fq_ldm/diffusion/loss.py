@@ -1,0 +1,72 @@
+"""The loss of the diffusion model."""
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler, UNet2DModel
+from diffusers.training_utils import compute_snr
+
+from ..data import ImageDataset
+from ..distributed import merge, my_batches, my_share
+from ..models import TokenAutoencoder
+from .latents import encode_images
+
+
+def draw_timesteps(count: int, steps: int, device: torch.device, generator: torch.Generator) -> torch.Tensor:
+    """One random timestep for each image of a batch, spread evenly over 0 .. steps - 1: (count,) int64.
+
+    Each is uniform, but together they leave no gaps, which takes noise from the loss and its gradient (Kingma et al.
+    2021, variational diffusion models, appendix I.1).
+    """
+    offset = torch.rand((), device=device, generator=generator, dtype=torch.float64)
+    strata = torch.arange(count, device=device, dtype=torch.float64)
+    return ((strata + offset) / count * steps).long().clamp(max=steps - 1)
+
+
+def diffusion_loss(
+    model: torch.nn.Module,
+    scheduler: DDPMScheduler,
+    latents: torch.Tensor,
+    generator: torch.Generator,
+    snr_gamma: float | None = None,
+) -> torch.Tensor:
+    """Squared error of the prediction at timesteps spread over the noise: latents (B, C, H, W) -> scalar.
+
+    Args:
+        model: predicts noise or velocity, as the scheduler's configuration says.
+        scheduler: of the noise.
+        latents: without noise.
+        generator: of noise and timesteps.
+        snr_gamma: weigh the error of the predicted latents by min(SNR, gamma) (Hang et al. 2023, min-SNR); None
+            weighs all timesteps alike in units of the prediction.
+    """
+    noise = torch.randn(latents.shape, device=latents.device, generator=generator)
+    timesteps = draw_timesteps(len(latents), scheduler.config.num_train_timesteps, latents.device, generator)
+    prediction = model(scheduler.add_noise(latents, noise, timesteps), timesteps).sample
+    predicts_noise = scheduler.config.prediction_type == "epsilon"
+    target = noise if predicts_noise else scheduler.get_velocity(latents, noise, timesteps)
+    errors = F.mse_loss(prediction.float(), target, reduction="none").mean((1, 2, 3))
+    if snr_gamma is not None:
+        snr = compute_snr(scheduler, timesteps)
+        # An error of the noise is one of the latents times the SNR, an error of the velocity times SNR + 1.
+        errors = errors * snr.clamp(max=snr_gamma) / (snr if predicts_noise else snr + 1)
+    return errors.mean()
+
+
+@torch.no_grad()
+def held_out_loss(
+    unet: UNet2DModel,
+    scheduler: DDPMScheduler,
+    vae: TokenAutoencoder,
+    images: ImageDataset,
+    target: str,
+    batch_size: int,
+) -> float:
+    """The diffusion loss on held-out images, without min-SNR, with the same noise at every call."""
+    unet.eval()
+    losses = []  # of the batches of this process
+    starts = my_share(range(0, len(images), batch_size))
+    for start, batch in zip(starts, my_batches(images, batch_size), strict=True):
+        generator = torch.Generator(unet.device).manual_seed(start)
+        loss = diffusion_loss(unet, scheduler, encode_images(vae, batch, target), generator)
+        losses.append(loss.item() * len(batch))
+    return sum(merge(losses)) / len(images)

@@ -1,0 +1,38 @@
+"""The noise schedule, and the schedulers that sample by it."""
+
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
+
+from ..options import LDMConfig
+
+
+def build_scheduler(ldm: LDMConfig) -> DDPMScheduler:
+    """The noise schedule of training. Other schedulers are made from its configuration."""
+    # Few steps must begin where training ends, at pure noise, else samples lack contrast (Lin et al. 2024, common
+    # diffusion noise schedules). Not so for noise predicted under the cosine schedule: there, errors of the first step
+    # would be divided by the 0.00005 that it leaves of the latents.
+    unstable = ldm.prediction_type == "epsilon" and ldm.beta_schedule == "squaredcos_cap_v2"
+    return DDPMScheduler(
+        num_train_timesteps=ldm.num_train_timesteps,
+        beta_schedule=ldm.beta_schedule,
+        beta_start=ldm.beta_start,
+        beta_end=ldm.beta_end,
+        prediction_type=ldm.prediction_type,
+        clip_sample=False,  # standardised latents reach beyond [-1, 1], where the default would clip them
+        timestep_spacing="leading" if unstable else "trailing",
+    )
+
+
+def sampling_scheduler(scheduler: SchedulerMixin, steps: int) -> SchedulerMixin:
+    """A scheduler for so many steps: DDPM, as in the paper, for all those of the training, DPM-Solver++ for fewer."""
+    if steps == scheduler.config.num_train_timesteps:
+        return DDPMScheduler.from_config(scheduler.config)
+    return fast_scheduler(scheduler)
+
+
+def fast_scheduler(scheduler: SchedulerMixin) -> DPMSolverMultistepScheduler:
+    """DPM-Solver++ for 20 to 50 steps (Lu et al. 2022), with the options of one that was saved with a pipeline.
+
+    By default it solves the stochastic equation: noise added in each step, as in DDPM, takes earlier errors away.
+    """
+    kind = scheduler.config.get("algorithm_type", "sde-dpmsolver++")
+    return DPMSolverMultistepScheduler.from_config(scheduler.config, algorithm_type=kind)

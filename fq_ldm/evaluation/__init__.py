@@ -1,0 +1,19 @@
+"""What `evaluate.py` is made of."""
+
+from .networks import load_pair_metrics
+from .report import PROTOCOL, save_report
+from .samples import evaluate_pipeline
+from .subject import check_images, choose_images, chosen_metrics, load_model
+from .vae import evaluate_vae
+
+__all__ = [
+    "PROTOCOL",
+    "check_images",
+    "choose_images",
+    "chosen_metrics",
+    "evaluate_pipeline",
+    "evaluate_vae",
+    "load_model",
+    "load_pair_metrics",
+    "save_report",
+]

@@ -1,0 +1,29 @@
+"""Typed options of all scripts, and the errors that scripts print in one line."""
+
+from .data import DataConfig
+from .errors import DataError, UserError, check
+from .evaluation import NETWORK_METRICS, PIPELINE_METRICS, VAE_METRICS, EvaluationConfig
+from .ldm import LDMConfig
+from .parsing import parse_config, resolved, to_yaml
+from .script import run_script
+from .training import LATENTS_FILE, TrainingConfig
+from .vae import VAEConfig
+
+__all__ = [
+    "LATENTS_FILE",
+    "NETWORK_METRICS",
+    "PIPELINE_METRICS",
+    "VAE_METRICS",
+    "DataConfig",
+    "DataError",
+    "EvaluationConfig",
+    "LDMConfig",
+    "TrainingConfig",
+    "UserError",
+    "VAEConfig",
+    "check",
+    "parse_config",
+    "resolved",
+    "run_script",
+    "to_yaml",
+]

@@ -1,0 +1,55 @@
+"""Options of `evaluate.py`."""
+
+from dataclasses import dataclass
+
+from .errors import check
+from .fields import option
+
+VAE_METRICS = ("reconstruction", "codebook", "lpips", "rfid", "unit_information")
+NETWORK_METRICS = ("fid", "kid", "prc")  # of a feature extractor
+PIPELINE_METRICS = (*NETWORK_METRICS, "spectrum", "neighbours")
+
+
+@dataclass
+class EvaluationConfig:
+    """What to measure, and on what."""
+
+    model: str = option("", "folder of a trained FQ-VAE or of a pipeline")
+    output_dir: str = option("", "folder for evaluation.json and evaluation.md")
+    metrics: list[str] = option(
+        [],
+        "for an FQ-VAE any of reconstruction and codebook (the default), lpips, rfid and unit_information; for a "
+        "pipeline any of fid, kid, prc, spectrum and neighbours (all by default)",
+        choices=[*VAE_METRICS, *PIPELINE_METRICS],
+    )
+    reference: str = option(
+        "validation", "images to measure on, or to compare samples with", choices=["validation", "train"]
+    )
+    max_images: int | None = option(None, "measure on this many of them, chosen at random; by default on all")
+    batch_size: int = option(64, "images computed at a time")
+    feature_extractor: str = option(
+        "inception-v3-compat", "network of rfid, fid, kid and prc, registered with torch-fidelity"
+    )
+    feature_extractor_weights: str | None = option(None, "file with its weights; by default they are downloaded")
+    feature_extractor_module: str | None = option(
+        None, "Python module to import first, which registers an extractor of yours with torch-fidelity"
+    )
+    lpips_weights: str | None = option(None, "file with torchvision's VGG16 weights; by default they are downloaded")
+    unit_images: int = option(256, "images for unit_information, chosen at random")
+    num_samples: int = option(10_000, "images that the pipeline generates")
+    neighbour_samples: int = option(200, "samples whose nearest training images are looked up")
+    num_inference_steps: int = option(50, "denoising steps: of DDPM if as many as in training, else of DPM-Solver++")
+    seed: int = option(0, "seed of the samples and of the choice of images")
+    device: str | None = option(None, "torch device; by default a GPU if there is one")
+
+    def __post_init__(self):
+        for name in (
+            "max_images",
+            "batch_size",
+            "unit_images",
+            "num_samples",
+            "num_inference_steps",
+            "neighbour_samples",
+        ):
+            value = getattr(self, name)
+            check(value is None or value > 0, name, value, "must be positive")

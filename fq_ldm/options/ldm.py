@@ -1,0 +1,57 @@
+"""Options of the diffusion model."""
+
+from dataclasses import dataclass
+
+from .errors import check
+from .fields import check_positive, option
+
+
+@dataclass
+class LDMConfig:
+    """The diffusion model on the FQ-VAE's latents."""
+
+    vae: str = option("", "folder or Hub repository of the trained FQ-VAE")
+    target: str = option(
+        "quantized",
+        "what the UNet learns: quantized latents, or unquantized ones, which the decoder quantizes",
+        choices=["quantized", "unquantized"],
+    )
+    latent_layout: str | None = option(
+        None, "image (spatial) or Fourier coefficients (spectral); by default as the FQ-VAE's diffusion_layout"
+    )
+    latent_patch_size: int | None = option(
+        None, "fold patches of this side into channels; by default as the FQ-VAE's diffusion_patch_size"
+    )
+    start_from: str | None = option(
+        None, "pipeline, folder or Hub repository, from whose UNet training goes on; by default from random weights"
+    )
+    unet_block_out_channels: list[int] = option([128, 256, 512], "channels of the UNet's levels")
+    unet_layers_per_block: int = option(2, "residual blocks in each level")
+    unet_attention_levels: list[int] = option([1, 2], "levels with self-attention, counted from 0")
+    unet_attention_head_dim: int = option(32, "channels of an attention head")
+    unet_norm_num_groups: int = option(32, "groups of the group normalisations")
+    unet_dropout: float = option(0.0, "dropout in the residual blocks")
+    num_train_timesteps: int = option(1000, "steps of the diffusion")
+    beta_schedule: str = option("linear", "noise schedule, by its name in diffusers")
+    beta_start: float = option(0.0015, "first beta of a linear schedule")
+    beta_end: float = option(0.0195, "last beta of a linear schedule")
+    prediction_type: str = option("epsilon", "what the UNet predicts", choices=["epsilon", "v_prediction"])
+    snr_gamma: float | None = option(None, "min-SNR weighting of the loss; its paper has 5; by default none")
+    use_ema: bool = option(True, "sample with a running mean of the weights")
+    ema_decay: float = option(0.9999, "decay of the running mean, approached as (1 + step) / (10 + step)")
+    cache_latents: bool = option(True, "encode the training images once, before training")
+    preview_images: int = option(16, "images in a picture of samples")
+    preview_inference_steps: int = option(50, "DPM-Solver++ steps for the pictures")
+    save_scheduler: str = option(
+        "ddpm",
+        "scheduler of the saved pipeline: DDPM with all steps, as in the paper, or DPM-Solver++, which needs 20 to 50",
+        choices=["ddpm", "dpm_solver"],
+    )
+    save_precision: str = option("fp32", "of the UNet's saved weights", choices=["fp32", "fp16"])
+
+    def __post_init__(self):
+        check(min(self.unet_attention_levels, default=0) >= 0, "unet_attention_levels", self.unet_attention_levels,
+              "must not be negative")  # fmt: skip
+        check_positive(self, but=("unet_attention_levels", "unet_dropout", "ema_decay"))
+        check(0 <= self.unet_dropout < 1, "unet_dropout", self.unet_dropout, "must lie in 0 .. 1")
+        check(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "must lie in 0 .. 1")

@@ -1,0 +1,51 @@
+"""Options of the FQ-VAE."""
+
+from dataclasses import dataclass
+
+from .fields import check_positive, option
+
+
+@dataclass
+class VAEConfig:
+    """The FQ-VAE; the names are `FQModel`'s."""
+
+    block_out_channels: list[int] = option([32], "channels of the convolutional levels; n levels shrink by 2^(n-1)")
+    layers_per_block: int = option(1, "residual blocks in each level")
+    norm_num_groups: int = option(8, "groups of the group normalisations")
+    mid_block_add_attention: bool = option(False, "self-attention in the middle of encoder and decoder")
+    latent_channels: int = option(3, "D, channels of the latent")
+    tokens: str = option(
+        "interleaved",
+        "interleaved or paper (equations 3-5) frequency tokens; grid for none; transformer for a grid with attention",
+        choices=["interleaved", "paper", "grid", "transformer"],
+    )
+    filter_start: str = option("partition", "how the paper's filters start", choices=["partition", "alike"])
+    num_tokens: int = option(64, "U, tokens in an image; the paper's N is num_tokens / latent_channels")
+    num_vq_embeddings: int = option(512, "M, codebook entries")
+    vq_embed_dim: int | None = option(None, "m, Fourier coefficients in an interleaved token; 8 by default")
+    spectral_crop: int | None = option(None, "side of the square of low frequencies that interleaved tokens use")
+    diffusion_patch_size: int = option(1, "fold patches of this side into channels of the diffusion latents")
+    diffusion_layout: str = option(
+        "spatial", "diffusion latents are an image, or Fourier coefficients", choices=["spatial", "spectral"]
+    )
+    commitment_weight: float = option(0.5, "beta of equation 1; the paper has 0.25")
+    usage_decay: float = option(0.99, "gamma of equation 8")
+    quantizer: str = option(
+        "codebook",
+        "codebook of equations 1 and 6-10, or a baseline's: ema (VQ-VAE), sq (SQ-VAE), hqa, fsq, residual, simvq",
+        choices=["codebook", "ema", "sq", "hqa", "fsq", "residual", "simvq"],
+    )
+    anchors: str = option(
+        "closest",
+        "where starving entries move; closest is the paper's, the next two are CVQ-VAE's, none leaves equation 1 alone",
+        choices=["closest", "random", "probabilistic", "none"],
+    )
+    dependency: bool = option(True, "let correlated entries move more, equations 9 and 10")
+    fsq_levels: list[int] | None = option(None, "values of each rounded number of FSQ; by default powers of two")
+    residual_stages: int = option(4, "entries for each cell of residual quantization")
+    temperature_decay: float = option(1e-5, "per step, of the Gumbel softmax of sq and hqa")
+    graph_module: bool = option(True, "refine quantized tokens by equation 12")
+    init_images: int = option(4096, "training images that choose the coefficients and start the codebook")
+
+    def __post_init__(self):
+        check_positive(self)

@@ -1,0 +1,95 @@
+"""Train latent diffusion on an FQ-VAE: accelerate launch -m fq_ldm.train_ldm --config mnist/ldm --vae DIR"""
+
+from pathlib import Path
+
+import torch
+from diffusers.training_utils import EMAModel
+
+from .cards import display_scale, save_grid
+from .data import BAD_IMAGES_FILE, load_images
+from .diffusion import (
+    build_scheduler,
+    build_unet,
+    check_vae,
+    choose_view,
+    diffusion_loss,
+    encode_images,
+    held_out_loss,
+    measure_view_,
+    open_vae,
+    start_from_,
+)
+from .options import DataConfig, LDMConfig, TrainingConfig, parse_config, resolved, run_script
+from .pipelines import FQLDMPipeline
+from .training.latent_cache import load_or_cache_latents
+from .training.ldm import columns, finish, sample
+from .training.loop import train
+from .training.setup import make_accelerator, make_loader, start_run
+
+
+def main(argv: list[str]) -> None:
+    data, ldm, config = parse_config(
+        argv, DataConfig, LDMConfig, TrainingConfig, required=("dataset", "output_dir", "vae")
+    )
+    options = resolved(data, ldm, config)
+    vae = open_vae(ldm.vae)
+    check_vae(vae, ldm.vae, data)
+    view_is_new = choose_view(vae, ldm)
+    unet = build_unet(ldm, vae.diffusion_latent_shape)
+    start_run(config, options)
+    if config.dry_run:
+        return
+
+    accelerator = make_accelerator(config)
+    folder = Path(config.output_dir)
+    vae.to(accelerator.device).requires_grad_(False)
+    unet = build_unet(ldm, vae.diffusion_latent_shape)  # again, now that the seed is set
+    if ldm.start_from is not None:
+        start_from_(unet, ldm.start_from)
+    scheduler = build_scheduler(ldm)
+    ema = EMAModel(unet.parameters(), decay=ldm.ema_decay) if ldm.use_ema else None
+    if ema is not None:
+        ema.to(accelerator.device)
+    train_images, validation_images = load_images(data, folder / BAD_IMAGES_FILE)
+    if view_is_new or ldm.target == "unquantized":  # train_vae.py has measured the quantized latents
+        measure_view_(vae, train_images, ldm.target)
+    if ldm.cache_latents:
+        with accelerator.main_process_first():
+            train_data = load_or_cache_latents(folder, vae, train_images, ldm.target, data.random_flip)
+    else:
+        train_data = train_images
+
+    def compute_loss(prepared, batch, generator):
+        if ldm.cache_latents:
+            views = torch.randint(batch.shape[1], (len(batch),), device=batch.device, generator=generator)
+            latents = batch[torch.arange(len(batch), device=batch.device), views]
+        else:
+            latents = encode_images(vae, batch, ldm.target, data.random_flip, generator)
+        return diffusion_loss(prepared, scheduler, latents, generator, ldm.snr_gamma), {}
+
+    def preview(step):
+        images = sample(unet, vae, scheduler, ema, ldm)
+        path = folder / "previews" / f"{step:08d}.png"
+        return {"samples": save_grid(images, path, columns(len(images)), display_scale(data.size[0]))}
+
+    loader = make_loader(train_data, config, data.dataloader_num_workers)
+    progress = train(accelerator, config, unet, loader, compute_loss, preview, ema)
+
+    unet = accelerator.unwrap_model(unet, keep_fp32_wrapper=False)
+    if ema is not None:
+        ema.copy_to(unet.parameters())
+    metrics = {
+        "validation_loss": held_out_loss(unet, scheduler, vae, validation_images, ldm.target, config.train_batch_size),
+        "steps": progress.step,
+        "images_seen": progress.images,
+        "train_seconds": progress.seconds,
+        **({"steps_skipped": progress.skipped} if progress.skipped else {}),
+    }
+    if accelerator.is_main_process:
+        print(f"validation: {metrics}")
+        finish(FQLDMPipeline(vae, unet.eval(), scheduler), ldm, config, metrics, options)
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    run_script(main)

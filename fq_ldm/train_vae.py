@@ -1,0 +1,71 @@
+"""Train an FQ-VAE: accelerate launch -m fq_ldm.train_vae --config mnist/vae [--key value ...]"""
+
+from pathlib import Path
+
+import torch
+
+from .cards import display_scale, save_grid
+from .data import BAD_IMAGES_FILE, load_images, random_flip, sample_images
+from .options import DataConfig, TrainingConfig, VAEConfig, parse_config, resolved, run_script
+from .quantization.codebook import perplexity
+from .training.checkpoint import checkpoints
+from .training.loop import train
+from .training.setup import make_accelerator, make_loader, start_run
+from .training.vae import PREVIEW_IMAGES, build_model, finish, measure
+
+USED_SHARE = 0.01  # in the progress bar, a code counts as used from this part of the mean usage on
+
+
+def main(argv: list[str]) -> None:
+    data, vae, config = parse_config(argv, DataConfig, VAEConfig, TrainingConfig, required=("dataset", "output_dir"))
+    options = resolved(data, vae, config)
+    model = build_model(data, vae)
+    start_run(config, options)
+    if config.dry_run:
+        return
+
+    accelerator = make_accelerator(config)
+    folder = Path(config.output_dir)
+    train_images, validation_images = load_images(data, folder / BAD_IMAGES_FILE)
+    sample = sample_images(train_images, vae.init_images, config.seed)
+    if not checkpoints(folder / "checkpoints"):
+        accelerator.print(f"initialising from {len(sample)} training images")
+        torch.manual_seed(config.seed)
+        model = build_model(data, vae)
+        model.initialize_(sample)
+    shown = sample_images(validation_images, PREVIEW_IMAGES, seed=0)
+
+    def compute_loss(prepared, images, generator):
+        if data.random_flip:
+            images = random_flip(images, generator)
+        output = prepared(images)
+        loss, reconstruction_loss = model.loss(images, output)
+        usage = model.quantize.codebook.usage  # a running mean, over about 1 / (1 - usage_decay) batches
+        logs = {
+            "reconstruction_loss": reconstruction_loss.detach(),
+            "commit_loss": output.commit_loss.detach(),
+            "perplexity": perplexity(usage),
+            "codes_used": (usage > USED_SHARE / len(usage)).sum(),
+        }
+        return loss, logs
+
+    def preview(step):
+        model.eval()
+        with torch.no_grad():
+            reconstructions = model(shown.to(accelerator.device)).sample.float().cpu()
+        pairs = (torch.cat([shown, reconstructions]) + 1) / 2
+        picture = save_grid(pairs, folder / "previews" / f"{step:08d}.png", PREVIEW_IMAGES, display_scale(data.size[0]))
+        return {"reconstructions": picture}
+
+    loader = make_loader(train_images, config, data.dataloader_num_workers)
+    progress = train(accelerator, config, model, loader, compute_loss, preview)
+
+    model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    metrics = measure(model, progress, validation_images, sample)
+    if accelerator.is_main_process:
+        finish(model, metrics, shown, config, options)
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    run_script(main)

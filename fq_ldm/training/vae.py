@@ -1,0 +1,88 @@
+"""What `train_vae.py` trains: the model, what is measured on it, and what is saved of it."""
+
+import inspect
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from ..cards import display_scale, push_to_hub, save_card, save_grid, save_metrics
+from ..data import ImageDataset
+from ..distributed import merge, my_batches
+from ..metrics import evaluate_reconstruction, pixel_variance
+from ..models import BaselineModel, FQModel, HQAModel, TokenAutoencoder
+from ..options import DataConfig, TrainingConfig, UserError, VAEConfig
+from .loop import Progress
+
+PREVIEW_IMAGES = 8
+EVALUATION_BATCH_SIZE = 128
+KINDS = {FQModel: "FQ-VAE", BaselineModel: "Baseline", HQAModel: "HQA"}
+
+
+def build_model(data: DataConfig, vae: VAEConfig) -> TokenAutoencoder:
+    """The untrained model that these options describe.
+
+    Raises:
+        UserError: if they do not fit one another, or one is for models of another kind.
+    """
+    model_class = {"codebook": FQModel, "hqa": HQAModel}.get(vae.quantizer, BaselineModel)
+    known = inspect.signature(model_class).parameters
+    arguments = {"in_channels": data.channels, "sample_size": data.size}
+    for field in fields(vae):
+        value = getattr(vae, field.name)
+        if field.name in known:
+            arguments[field.name] = value
+        elif field.name not in ("init_images", "quantizer"):
+            if value != field.default:
+                raise UserError(f"{field.name}: is not an option of quantizer {vae.quantizer}")
+    try:
+        return model_class(**arguments)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+@torch.no_grad()
+def measure(model: TokenAutoencoder, progress: Progress, held_out: ImageDataset, sample: torch.Tensor) -> dict:
+    """Standardise the diffusion latents of the trained model, and measure it; the processes share the images."""
+    model.eval()
+    latents = torch.cat([model.encode(batch.to(model.device)).latents for batch in sample.split(256)])
+    model.measure_diffusion_latents_(latents)
+    batches = tqdm(my_batches(held_out, EVALUATION_BATCH_SIZE), desc="held-out images")
+    metrics = evaluate_reconstruction(model, batches, pixel_variance([sample]), merge=merge)
+    return metrics | {
+        "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "steps": progress.step,
+        "images_seen": progress.images,
+        "train_seconds": progress.seconds,
+        **({"steps_skipped": progress.skipped} if progress.skipped else {}),
+    }
+
+
+def finish(model: TokenAutoencoder, metrics: dict, shown: torch.Tensor, config: TrainingConfig, options: dict) -> None:
+    """Save the trained model with a picture, its metrics and its card."""
+    folder = Path(config.output_dir)
+    with torch.no_grad():
+        reconstructions = model(shown.to(model.device)).sample.float().cpu()
+    print("validation: " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
+    model.save_pretrained(folder)
+    pairs = (torch.cat([shown, reconstructions]) + 1) / 2
+    save_grid(pairs, folder / "reconstructions.png", PREVIEW_IMAGES, display_scale(shown.shape[-2]))
+    save_metrics(folder, metrics)
+    save_card(
+        folder,
+        title=f"{KINDS[type(model)]} on {Path(options['dataset']).name}",
+        summary=f"{model.config.num_tokens} tokens from {model.config.num_vq_embeddings} "
+        f"codes, {model.bits_per_image:.0f} bits per image. Above, held-out images; below, their reconstructions.",
+        picture="reconstructions.png",
+        usage=f'from fq_ldm import load_vae\n\nmodel = load_vae("{folder.name}")\n'
+        "tokens = model.tokenize(images)  # images (B, c, H, W) in [-1, 1] -> (B, U)\n"
+        "reconstructions = model.detokenize(tokens)",
+        metrics=metrics,
+        options=options,
+        script="train_vae.py",
+        limits="For research on tokens and compression of images like those it was trained on; others lose detail. "
+        "Reconstructions are approximate: read no text, number or identity from them.",
+    )
+    if config.push_to_hub:
+        push_to_hub(config)
