@@ -113,3 +113,19 @@ def test_there_are_configs_for_every_dataset():
     assert all(
         (Path(__file__).parent.parent / "configs" / f / n).is_file() for f in folders for n in ("vae.yaml", "ldm.yaml")
     )
+
+
+def test_a_configuration_is_found_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    by_name = parse_config(["--config", "celeba64/vae", "methods/sq_vae"], DataConfig, VAEConfig, TrainingConfig)
+    paths = [str(CONFIG_ROOT / "celeba64" / "vae.yaml"), str(CONFIG_ROOT / "methods" / "sq_vae.yaml")]
+    assert by_name == parse_config(["--config", *paths], DataConfig, VAEConfig, TrainingConfig)
+    assert by_name[1].quantizer == "sq" and by_name[0].center_crop == 140
+    (tmp_path / "celeba64").mkdir()
+    (tmp_path / "celeba64" / "vae").write_text("dataset: mine")  # a file wins over a name
+    assert parse_config(["--config", "celeba64/vae"], DataConfig)[0].dataset == "mine"
+
+
+def test_a_wrong_name_is_answered_by_the_nearest():
+    with pytest.raises(UserError, match="celeba/vae cannot be read: it is no file.*did you mean 'celeba64/vae'"):
+        parse_config(["--config", "celeba/vae"], DataConfig)

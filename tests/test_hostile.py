@@ -311,7 +311,7 @@ def test_a_card_escapes_what_came_from_outside(tmp_path):
 
     name = "cats\n---\ntags: [evil]\n# <script>alert(1)</script> | `x` ![](http://example.org/x.png)"
     options = {"dataset": name, "train_split": "train", "resolution": [8], "card_notes": name}
-    save_card(tmp_path, f"FQ-VAE on {name}", "Summary.", "a.png", "pass", {"mse": 0.5}, options, "train.py", "None.")
+    save_card(tmp_path, f"FQ-VAE on {name}", "Summary.", "a.png", "pass", {"mse": 0.5}, options, "train_vae", "None.")
     card = (tmp_path / "README.md").read_text()
     front, body = card.split("---\n", 2)[1:]
     assert "evil" not in front

@@ -7,7 +7,7 @@ import torch
 from diffusers.optimization import get_scheduler
 
 from fq_ldm.options import TrainingConfig
-from fq_ldm.training.loop import CLOCK_TICKS, Progress, _follow_clock
+from fq_ldm.training.run import CLOCK_TICKS, Progress, follow_clock
 
 
 @pytest.mark.parametrize("seconds", [0.0, 2.5, 5.0, 9.0, 10.0, 12.0])
@@ -17,5 +17,5 @@ def test_the_learning_rate_is_that_of_the_time_that_has_passed(seconds):
     schedule = get_scheduler("cosine", optimizer, num_warmup_steps=0, num_training_steps=CLOCK_TICKS)
     cosine = 0.1 * (1 + math.cos(math.pi * min(seconds / 10, 1))) / 2
     for step, warm_up in ((1, 0.5), (3, 1.0), (100, 1.0)):
-        _follow_clock(schedule, optimizer, Progress(step=step, seconds=seconds), config)
+        follow_clock(schedule, optimizer, Progress(step=step, seconds=seconds), config)
         assert optimizer.param_groups[0]["lr"] == pytest.approx(warm_up * cosine, abs=1e-9)

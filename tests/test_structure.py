@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from structure import depth_of, functions, loops, room_imports
+from structure import depth_of, functions, loops, room_imports, source_files
 
 ROOT = Path(__file__).parent.parent
 
@@ -45,6 +45,14 @@ def test_an_arrow_that_runs_up_is_found(installed, room, line, broken):
     path.write_text(f"{path.read_text()}\n{line}\n")
     result = lint(installed)
     assert result.returncode == 1 and broken in result.stdout
+
+
+def test_files_functions_and_nesting_stay_small():
+    paths = source_files(ROOT)
+    found = [function for path in paths for function in functions(path, ROOT)]
+    assert len(paths) > 50 and len(found) > 200
+    assert [f"{path}" for path in paths if len(path.read_text().splitlines()) > 350] == []
+    assert [function for function in found if function.lines > 70 or function.depth > 4] == []
 
 
 def test_no_room_imports_one_that_imports_it():

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import sys
 from dataclasses import asdict, fields
+from importlib.resources import files
 from pathlib import Path
 
 import yaml
@@ -13,7 +14,7 @@ from .errors import UserError, check
 
 
 def parse_config(argv: list[str], *config_classes, required: tuple[str, ...] = ()) -> tuple:
-    """Read `--config FILE ...` and `--key value` flags, which win, into one instance of each dataclass.
+    """Read `--config FILE_OR_NAME ...` and `--key value` flags, which win, into one instance of each dataclass.
 
     Of several files the later wins, and a null there takes an option back to its default. Values from files are
     parsed as flags are, so both have the same types and the same messages.
@@ -25,7 +26,12 @@ def parse_config(argv: list[str], *config_classes, required: tuple[str, ...] = (
     own.add_argument("--config", nargs="+", default=[])
     known, flags = own.parse_known_args(argv)
     parser = _Parser(config_classes, prog=Path(sys.argv[0]).name, allow_abbrev=False)
-    parser.add_argument("--config", metavar="FILE", nargs="+", help="YAML files with any of these options")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        nargs="+",
+        help="YAML files with any of these options, or names such as celeba64/vae",
+    )
     parser.add_argument("--debug", action="store_true", help="show where in the code an error was found")
     values = {}
     for path in known.config:
@@ -51,9 +57,28 @@ class _Parser(HfArgumentParser):
         raise UserError(f"{message} (--help lists the options)")
 
 
+def find_config(name: str) -> Path:
+    """The file of this path or, if there is none, the configuration of this name that comes with the package.
+
+    Raises:
+        UserError: if there is neither.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    folder = Path(str(files("fq_ldm.configs")))
+    named = folder / f"{name}.yaml"
+    if not path.is_absolute() and named.is_file():
+        return named
+    names = [str(file.relative_to(folder).with_suffix("")) for file in sorted(folder.glob("*/*.yaml"))]
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean '{close[0]}'?" if close else ""
+    raise UserError(f"config: {name} cannot be read: it is no file, and no name of a configuration{hint}")
+
+
 def _read_file(path: str, config_classes) -> dict:
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        values = yaml.safe_load(find_config(path).read_text())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
     except yaml.YAMLError as error:

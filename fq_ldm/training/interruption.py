@@ -21,6 +21,16 @@ class Stopped(UserError):
         self.exit_status = 128 + signal_number  # as a shell reports it
 
 
+def leave(accelerator: Accelerator, step: int, signal_number: int) -> None:
+    """End a run that is saved, before its last step.
+
+    Raises:
+        Stopped: always.
+    """
+    accelerator.end_training()
+    raise Stopped(step, signal_number, accelerator.is_main_process)
+
+
 class StopRequest:
     """Notes SIGTERM and Ctrl-C instead of dying from them; a second one kills as usual.
 

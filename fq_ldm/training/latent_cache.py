@@ -13,6 +13,7 @@ from ..data import ImageDataset
 from ..diffusion.latents import ENCODE_BATCH_SIZE, encode_images
 from ..models import TokenAutoencoder
 from ..options import LATENTS_FILE, DataError
+from .atomic import replacing
 
 
 def load_or_cache_latents(
@@ -36,12 +37,10 @@ def load_or_cache_latents(
         views = [batch, batch.flip(-1)] if flip else [batch]
         batches.append(torch.stack([encode_images(vae, view, target).cpu() for view in views], dim=1))
     latents = torch.cat(batches)
-    aside = path.with_suffix(".partial")
     try:
-        save_file({"latents": latents}, aside, metadata={"key": key})
-        aside.replace(path)
+        with replacing(path) as file:
+            save_file({"latents": latents}, file, metadata={"key": key})
     except (OSError, SafetensorError) as error:
-        aside.unlink(missing_ok=True)
         raise DataError(f"{path}: cannot be written ({error}): make room, or set cache_latents to false") from error
     return latents
 

@@ -78,7 +78,7 @@ def finish(pipeline: FQLDMPipeline, ldm: LDMConfig, config: TrainingConfig, metr
         usage=USAGE[ldm.save_scheduler].format(folder=folder.name, steps=ldm.num_train_timesteps),
         metrics={**metrics, "bits_per_image": pipeline.vqvae.bits_per_image, "unet_parameters": parameters},
         options=options,
-        script="train_ldm.py",
+        script="train_ldm",
         limits="For research on generative models. Samples are unconditional and not filtered; what is rare in the "
         "data is rarer in them. They show nobody and nothing real: do not pass them off as such.",
         pipeline_tag="unconditional-image-generation",

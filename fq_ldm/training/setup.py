@@ -11,6 +11,7 @@ from accelerate.utils import ProjectConfiguration, set_seed
 
 from ..distributed import processes
 from ..options import DataError, TrainingConfig, UserError, to_yaml
+from .atomic import replacing
 from .checkpoint import check_same_run, checkpoints
 
 CONFIG_FILE = "training_config.yaml"
@@ -56,17 +57,11 @@ def start_run(config: TrainingConfig, options: dict) -> None:
         check_same_run(folder, old if isinstance(old, dict) else {}, options)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        replace_file(saved, to_yaml(options))
+        with replacing(saved) as file:
+            file.write_text(to_yaml(options))
     except OSError as error:
         raise DataError(f"output_dir: {folder} cannot be written ({error})") from error
     print(to_yaml(options))
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write a file so that a crash leaves the old text or the new one."""
-    aside = path.with_name(f"{path.name}.partial")
-    aside.write_text(text)
-    aside.replace(path)
 
 
 def make_accelerator(config: TrainingConfig) -> Accelerator:

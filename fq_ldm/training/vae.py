@@ -13,7 +13,7 @@ from ..distributed import merge, my_batches
 from ..metrics import evaluate_reconstruction, pixel_variance
 from ..models import BaselineModel, FQModel, HQAModel, TokenAutoencoder
 from ..options import DataConfig, TrainingConfig, UserError, VAEConfig
-from .loop import Progress
+from .run import Progress
 
 PREVIEW_IMAGES = 8
 EVALUATION_BATCH_SIZE = 128
@@ -80,7 +80,7 @@ def finish(model: TokenAutoencoder, metrics: dict, shown: torch.Tensor, config: 
         "reconstructions = model.detokenize(tokens)",
         metrics=metrics,
         options=options,
-        script="train_vae.py",
+        script="train_vae",
         limits="For research on tokens and compression of images like those it was trained on; others lose detail. "
         "Reconstructions are approximate: read no text, number or identity from them.",
     )
