@@ -6,7 +6,8 @@ import torch
 
 from .cards import display_scale, save_grid
 from .data import BAD_IMAGES_FILE, load_images, random_flip, sample_images
-from .options import DataConfig, TrainingConfig, VAEConfig, parse_config, resolved, run_script
+from .metrics.image import SSIM_WINDOW
+from .options import DataConfig, TrainingConfig, VAEConfig, check, parse_config, resolved, run_script
 from .quantization.codebook import perplexity
 from .training.checkpoint import checkpoints
 from .training.loop import train
@@ -18,6 +19,7 @@ USED_SHARE = 0.01  # in the progress bar, a code counts as used from this part o
 
 def main(argv: list[str]) -> None:
     data, vae, config = parse_config(argv, DataConfig, VAEConfig, TrainingConfig, required=("dataset", "output_dir"))
+    check(min(data.size) >= SSIM_WINDOW, "resolution", data.resolution, f"must be {SSIM_WINDOW} or more, SSIM's window")
     options = resolved(data, vae, config)
     model = build_model(data, vae)
     start_run(config, options)

@@ -5,6 +5,7 @@ import torch
 from conftest import TINY, smooth_images
 
 from fq_ldm import BaselineModel, FQModel, HQAModel, load_vae
+from fq_ldm.models.baselines import QUANTIZERS
 from fq_ldm.quantization.codebook import Codebook, probable_tokens, random_tokens
 from fq_ldm.quantization.library import EMACodebook, FSQCodebook, ResidualCodebook, SimVQCodebook
 
@@ -21,7 +22,7 @@ MODELS = {
     "hqa": lambda: HQAModel(**COMMON),
     **{
         name: lambda name=name: BaselineModel(**COMMON, quantizer=name)
-        for name in ("ema", "sq", "fsq", "residual", "simvq")
+        for name in QUANTIZERS
     },
 }
 

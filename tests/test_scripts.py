@@ -230,6 +230,7 @@ def test_dry_run_prints_and_saves_the_configuration_only(image_folder, tmp_path,
     [
         (dict(mixed_precision="fp16"), 2, "mixed_precision: fp16 needs a GPU; on a CPU use no, or bf16"),
         (dict(num_tokens=100), 2, "100 tokens of 4 coefficients need 400"),
+        (dict(resolution=8), 2, "resolution: must be 11 or more, SSIM's window, not [8]"),
         (dict(channels=3), 1, "is L (1 channels), but channels is 3 (RGB)"),
         (dict(dataset="nowhere"), 1, "nowhere: cannot be loaded"),
         (dict(train_batch_size=64), 1, "32 training images do not fill a batch of 64"),

@@ -11,8 +11,14 @@ from ..options import DataConfig, DataError, UserError
 
 
 def load_splits(config: DataConfig) -> datasets.DatasetDict:
-    if config.dataset == "digits":
-        return datasets.DatasetDict(train=_digits())
+    """All splits of the dataset that the options name, by their names.
+
+    Raises:
+        DataError: if there is no such dataset, or it cannot be read.
+        UserError: if the package that carries it is not installed.
+    """
+    if config.dataset in EMBEDDED:
+        return datasets.DatasetDict(train=EMBEDDED[config.dataset]())
     path = Path(config.dataset)
     try:
         if path.suffix == ".parquet" and path.is_file():
@@ -45,3 +51,6 @@ def _digits() -> datasets.Dataset:
     pixels, labels = mnist_data()
     images = [Image.fromarray(row.reshape(28, 28).astype(np.uint8)) for row in pixels]
     return datasets.Dataset.from_dict({"image": images, "label": labels}).cast_column("image", datasets.Image())
+
+
+EMBEDDED = {"digits": _digits}  # datasets that come with a package, by their names as --dataset
