@@ -53,20 +53,10 @@ def evaluate_pipeline(
     extractor = make_extractor(config, network_metrics, pipeline.device) if network_metrics else None
     folder = Path(config.output_dir)
 
-    wanted = max(GRID_SAMPLES, config.neighbour_samples)
+    references = map(to_uint8, tqdm(my_batches(images, config.batch_size), desc="images"))
     spectra, kept, features = {}, {}, {}
-    references = tqdm(my_batches(images, config.batch_size), desc="images")
-    for name, batches in (("images", map(to_uint8, references)), ("samples", generate(pipeline, config))):
-        spectrum, shown, parts = PowerSpectrum(), [], []
-        for batch in batches:
-            spectrum(batch / 255)
-            shown.append(batch.cpu() if sum(map(len, shown)) < wanted else batch[:0].cpu())
-            if extractor is not None:
-                parts.append(extractor(batch))
-        spectra[name] = spectrum.radial(merge)
-        kept[name] = torch.cat(merge(shown))[:wanted]
-        if extractor is not None:
-            features[name] = extractor.join(merge(parts))
+    for name, batches in (("images", references), ("samples", generate(pipeline, config))):
+        spectra[name], kept[name], features[name] = _look_at(batches, extractor, config)
     results = {
         "images": len(images),
         "samples": config.num_samples,
@@ -93,6 +83,23 @@ def evaluate_pipeline(
         kept = {name: part[: config.neighbour_samples] for name, part in kept.items()}
         results |= compare_neighbours(kept, train_images, config, mirrored)
     return results, arrays
+
+
+def _look_at(batches, extractor, config: EvaluationConfig) -> tuple[torch.Tensor, torch.Tensor, dict | None]:
+    """One pass over batches (B, c, H, W) uint8 of this process: what all processes find.
+
+    Returns:
+        the radial spectrum, the first images (n, c, H, W) uint8, and the features, where there is an extractor.
+    """
+    wanted = max(GRID_SAMPLES, config.neighbour_samples)
+    spectrum, kept, features = PowerSpectrum(), [], []
+    for batch in batches:
+        spectrum(batch / 255)
+        kept.append(batch.cpu() if sum(map(len, kept)) < wanted else batch[:0].cpu())
+        if extractor is not None:
+            features.append(extractor(batch))
+    first = torch.cat(merge(kept))[:wanted]
+    return spectrum.radial(merge), first, None if extractor is None else extractor.join(merge(features))
 
 
 def compare_neighbours(
