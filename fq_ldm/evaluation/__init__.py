@@ -1,9 +1,9 @@
 """What `evaluate.py` is made of."""
 
+from .inputs import check_images, choose_images, chosen_metrics, load_model
 from .networks import load_pair_metrics
 from .report import PROTOCOL, save_report
 from .samples import evaluate_pipeline
-from .subject import check_images, choose_images, chosen_metrics, load_model
 from .vae import evaluate_vae
 
 __all__ = [

@@ -8,8 +8,8 @@ from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
 from ..options import TrainingConfig
-from .faults import at_fault, gradient_fault, loss_fault
 from .interruption import StopRequest, leave
+from .nonfinite import at_fault, gradient_fault, loss_fault
 from .run import Progress, Run
 
 
