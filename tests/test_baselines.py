@@ -20,10 +20,7 @@ MODELS = {
     "paper_alike": lambda: FQModel(**COMMON, tokens="paper", latent_channels=2, filter_start="alike"),
     "transformer": lambda: FQModel(**COMMON, tokens="transformer"),
     "hqa": lambda: HQAModel(**COMMON),
-    **{
-        name: lambda name=name: BaselineModel(**COMMON, quantizer=name)
-        for name in QUANTIZERS
-    },
+    **{name: lambda name=name: BaselineModel(**COMMON, quantizer=name) for name in QUANTIZERS},
 }
 
 
