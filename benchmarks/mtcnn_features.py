@@ -1,8 +1,7 @@
 r"""A feature extractor for faces where Inception's weights cannot be had: the last network of MTCNN, 256 features.
 
     pip install --no-deps facenet-pytorch
-    PYTHONPATH=benchmarks python evaluate.py --feature_extractor_module mtcnn_features \
-        --feature_extractor mtcnn-onet ...
+    python evaluate.py --feature_extractor_module benchmarks.mtcnn_features --feature_extractor mtcnn-onet ...
 
 Its weights come with the package. It was trained to tell faces from the rest and to find eyes, nose and mouth, so its
 distances say how alike sets of faces are, on a scale of their own: they do not compare with FIDs of Inception.

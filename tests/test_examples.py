@@ -1,13 +1,17 @@
 """The example scripts, judged by the pictures they leave."""
 
+import re
 import runpy
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
+
+from fq_ldm import FQModel
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 HEIGHT, WIDTH, BORDER, SCALE = 8, 12, 2, 12  # pixels, of the grids of such small images
@@ -54,3 +58,81 @@ def test_a_trajectory_ends_at_the_sample(draw):
     assert rows.shape[:2] == (2, 3)
     assert np.abs(rows[:, -1] - samples[:, 0]).max() <= 1
     assert np.abs(rows[:, 0] - samples[:, 0]).mean() > 1
+
+
+@pytest.fixture
+def script():
+    """The functions of examples/tokens.py."""
+    return runpy.run_path(str(EXAMPLES / "tokens.py"))
+
+
+@torch.no_grad()
+def test_the_parts_that_tokens_hold_add_up(script, model, images):
+    latents = model.encode(images[:1]).latents
+    parts, empty = script["token_parts"](model, model.quantize.split(latents)[0])
+    assert parts.shape == (16, 3, 8, 12) and parts.flatten(1).norm(dim=1).min() > 0
+    torch.testing.assert_close(parts.sum(0, keepdim=True) + empty, model.project_latents(latents))
+    torch.testing.assert_close(script["linear_images"](model, latents), model._linear_decode(latents))
+
+
+@torch.no_grad()
+def test_a_token_has_the_frequencies_that_are_drawn(script, model, images):
+    tokens = model.quantize.split(model.encode(images[:1]).latents)[0]
+    spectra = torch.fft.fft2(script["token_parts"](model, tokens)[0]).abs().amax(1)  # (U, h, w)
+    chosen = [2, 13]
+    planes = script["frequency_planes"](model, chosen)
+    assert planes.shape == (3, 3, 9, 13)
+    for plane, token in zip(planes, chosen, strict=False):
+        lit = {(row - 4, column - 6) for row, column in (plane.amax(0) > script["AXES"] + 1e-6).nonzero().tolist()}
+        present = (spectra[token] > 1e-4 * spectra[token].max()).nonzero().tolist()
+        # A frequency of half the side is its own negative, and drawn at both ends.
+        assert {(row % 8, column % 12) for row, column in lit} == set(map(tuple, present))
+    lit = planes.amax(1) > script["AXES"] + 1e-6
+    assert lit[-1].sum() > lit[0].sum() and (lit[-1] >= lit[0]).all()
+
+
+def test_one_token_changes_the_whole_image(script, model, images, tmp_path, monkeypatch, capsys):
+    for i, image in enumerate(images[:4]):
+        file = tmp_path / "images" / ("train" if i < 2 else "test") / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(((image + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()).save(file)
+    model.save_pretrained(tmp_path / "vae")
+    argv = [str(tmp_path / "vae"), "--images", str(tmp_path / "images"), "--validation_split", "test"]
+    monkeypatch.setattr(sys, "argv", ["tokens.py", *argv, "--output_dir", str(tmp_path)])
+    script["main"]()
+    shares = [float(number) for number in re.findall(r"changes ([\d.]+)%", capsys.readouterr().out)]
+    assert len(shares) == 3 and min(shares) > 90
+    scale = 11  # to 128 pixels and more
+    pixels = np.asarray(Image.open(tmp_path / "token_change.png")).astype(int)
+    tiles = pixels[BORDER:, BORDER:].reshape(3, 8 * scale + BORDER, 3, 12 * scale + BORDER, 3)
+    tiles = tiles.transpose(0, 2, 1, 3, 4)[:, :, : 8 * scale : scale, : 12 * scale : scale]
+    difference = np.abs(tiles[:, 2] - 127.5).max(-1)  # (tokens, H, W)
+    assert (difference > 1).mean() > 0.9
+    quarters = difference.reshape(3, 2, 4, 2, 6).mean((2, 4))
+    assert (quarters > 0.2 * difference.mean((1, 2))[:, None, None]).all()
+    filters = np.asarray(Image.open(tmp_path / "token_filters.png"))
+    assert filters.shape == (3 * (8 * scale + BORDER) + BORDER, 6 * (12 * scale + BORDER) + BORDER, 3)
+
+
+@torch.no_grad()
+def test_one_token_is_replaced_by_the_entry_that_errs_most(script, model, images):
+    indices = model.tokenize(images[:1])
+    replaced = script["replace_token"](model, indices, 5)
+    assert (replaced != indices).nonzero().tolist() == [[0, 5]]
+    before = model.quantize.join(model.quantize.codebook(indices))
+    errors = []
+    for entry in range(32):
+        indices[0, 5] = entry
+        errors.append((model.quantize.join(model.quantize.codebook(indices)) - before).square().sum())
+    assert int(torch.stack(errors).argmax()) == replaced[0, 5]
+
+
+def test_tokens_of_a_grid_are_refused(script, tmp_path, monkeypatch, capsys):
+    FQModel(
+        in_channels=3, sample_size=8, block_out_channels=(8,), norm_num_groups=4, num_tokens=16, num_vq_embeddings=32,
+        tokens="grid",
+    ).save_pretrained(tmp_path)  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["tokens.py", str(tmp_path), "--images", "none"])
+    with pytest.raises(SystemExit):
+        script["main"]()
+    assert "its tokens are no Fourier coefficients" in capsys.readouterr().err

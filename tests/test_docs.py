@@ -1,0 +1,310 @@
+"""What the pages say: commands are run in a short form, Python is executed, links and pictures are there."""
+
+import argparse
+import configparser
+import importlib.util
+import re
+import runpy
+import shlex
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from conftest import smooth_images
+from diffusers import DDPMScheduler, UNet2DModel
+
+import reproduce
+from fq_ldm import FQLDMPipeline, load_vae, train_ldm, train_vae
+from fq_ldm.evaluation import check_images, chosen_metrics
+from fq_ldm.options import DataConfig, EvaluationConfig, LDMConfig, TrainingConfig, UserError, VAEConfig, parse_config
+from fq_ldm.training.vae import build_model
+from reproduction.experiments import EXPERIMENTS
+from reproduction.runs import Plan
+
+ROOT = Path(__file__).parent.parent
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "results" / "README.md",
+    ROOT / "results" / "diffusion_celeba64" / "README.md",
+    ROOT / "checkpoints" / "celeba64" / "README.md",
+]
+NOT_RUN = {
+    "pip install --no-deps facenet-pytorch": "a package of somebody else, from a registry",
+}
+EXAMPLE_NAME = "simvq"  # stands for <name>, which readers choose
+FEWER = {"num_images=16": "num_images=2", "num_inference_steps=20": "num_inference_steps=2"}
+
+
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def commands(page):
+    """The commands of a page as a shell would read them, with the words that the page says stand for others."""
+    words_of = dict(re.findall(r"`([A-Z]+)`\s(?:stands\s)?for\s`([^`]+)`", page.read_text()))
+    found = []
+    for block in blocks(page, "bash"):
+        variables = {}
+        for line in block.replace("\\\n", " ").splitlines():
+            for name, value in variables.items():
+                line = line.replace(f"${name}", value)
+            line = line.replace("<name>", EXAMPLE_NAME)
+            words = [part for word in shlex.split(line, comments=True)
+                     for part in shlex.split(words_of.get(word, shlex.quote(word)))]  # fmt: skip
+            if words[:1] == ["export"]:
+                words.pop(0)
+            while words and re.match(r"[A-Z_]+=", words[0]):
+                name, value = words.pop(0).split("=", 1)
+                variables[name] = value
+            if words:
+                found.append(words)
+    return found
+
+
+def program(words):
+    """A command without what launches it: the script or the program, and its arguments."""
+    if words[:2] == ["accelerate", "launch"]:
+        words = words[2:]
+    elif words[0] == "torchrun":
+        assert words[1] == "--nproc_per_node" and words[2].isdigit()
+        words = words[3:]
+    elif words[0] == "python":
+        words = words[1:]
+    if words[0] == "-m":
+        assert importlib.util.find_spec(words[1]) is not None
+        words = [f"{words[1].removeprefix('fq_ldm.')}.py", *words[2:]]
+    elif words[0].endswith(".py"):
+        assert (ROOT / words[0]).is_file()
+    return words[0], words[1:]
+
+
+ALL = [(page, words) for page in PAGES for words in commands(page)]
+VAE_CLASSES, LDM_CLASSES = (DataConfig, VAEConfig, TrainingConfig), (DataConfig, LDMConfig, TrainingConfig)
+
+
+def furnish(folder):
+    """Give a folder what a checkout has, and the files that `echo` writes on the pages."""
+    for name in ("configs", "checkpoints"):
+        (folder / name).symlink_to(ROOT / name)
+    for _, words in ALL:
+        if words[0] == "echo":
+            text, arrow, name = words[1:]
+            assert arrow == ">"
+            (folder / name).write_text(text + "\n")
+    return folder
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A folder to run in."""
+    monkeypatch.chdir(furnish(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Of both training scripts: the output folders that commands of the pages leave, and by which options."""
+    found = {"train_vae.py": {}, "train_ldm.py": {}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(furnish(tmp_path_factory.mktemp("checkout")))
+        for name, argv in (program(words) for _, words in ALL):
+            if name in found:
+                with suppress(UserError):  # told by the test of that command
+                    options = parse_config(argv, *(VAE_CLASSES if name == "train_vae.py" else LDM_CLASSES))
+                    found[name][options[-1].output_dir] = options
+    return found
+
+
+@pytest.fixture(scope="module")
+def untrained_vae(trained, tmp_path_factory):
+    """`untrained_vae(name)`: the FQ-VAE that a command of the pages would leave in the folder `name`."""
+    folder, models = tmp_path_factory.mktemp("vaes"), {}
+
+    def make(name):
+        if name.startswith("runs/quickstart/"):  # by make
+            data, vae, _ = parse_config(["--config", "quickstart/vae"], *VAE_CLASSES)
+        else:
+            assert name in trained["train_vae.py"], f"no command of the pages trains {name}"
+            data, vae, _ = trained["train_vae.py"][name]
+        if name not in models:
+            models[name] = build_model(data, vae)
+            models[name].save_pretrained(folder / name)
+        return models[name], folder / name
+
+    return make
+
+
+def link(workplace, name, target):
+    (workplace / name).parent.mkdir(parents=True, exist_ok=True)
+    (workplace / name).symlink_to(target)
+
+
+def check_training(script, argv, workplace, trained, untrained_vae, capsys):
+    if script == "train_ldm.py":
+        _, ldm, _ = parse_config(argv, *LDM_CLASSES)
+        link(workplace, ldm.vae, untrained_vae(ldm.vae)[1])
+        if ldm.start_from is not None:
+            assert ldm.start_from in trained["train_ldm.py"], f"no command of the pages trains {ldm.start_from}"
+    AcceleratorState._reset_state(reset_partial_state=True)
+    main = {"train_vae.py": train_vae.main, "train_ldm.py": train_ldm.main}[script]
+    main([*argv, "--dry_run", "true"])
+    assert "dry_run: true" in capsys.readouterr().out and list(workplace.glob("runs/**/training_config.yaml"))
+
+
+def check_evaluation(argv, workplace, trained, untrained_vae):
+    required = ("model", "dataset", "output_dir")
+    data, config = parse_config(argv, DataConfig, EvaluationConfig, required=required)
+    if (workplace / config.model).is_dir():
+        model, is_pipeline = load_vae(str(workplace / config.model / "vqvae")), True
+    elif config.model in trained["train_ldm.py"]:
+        model, is_pipeline = untrained_vae(trained["train_ldm.py"][config.model][1].vae)[0], True
+    else:
+        model, is_pipeline = untrained_vae(config.model)[0], False
+    chosen_metrics(config, is_pipeline)
+    check_images(model, data, config.model)
+    if config.feature_extractor_module is not None:
+        assert importlib.util.find_spec(config.feature_extractor_module) is not None
+
+
+def check_reproduction(argv):
+    options, forwarded = reproduce.parse_options(argv)
+    experiment = reproduce.select_rows(EXPERIMENTS[options.name], options.only)
+    plan = Plan(options.dataset, options.budget, options.seeds, Path(options.runs_dir), forwarded)
+    assert reproduce.data_config(plan, experiment).dataset
+
+
+class Parsed(Exception):
+    """A script has read its options; the arguments are those it did not know."""
+
+
+def check_options(script, argv):
+    """Run a script up to where it has read its options."""
+    parse = argparse.ArgumentParser.parse_known_args
+
+    def stop(*args, **kwargs):
+        raise Parsed(parse(*args, **kwargs)[1])
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Parsed) as parsed:
+        patch.setattr(sys, "argv", [script, *argv])
+        patch.setattr(argparse.ArgumentParser, "parse_known_args", stop)
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    unknown = parsed.value.args[0]
+    if unknown:
+        assert script == "benchmarks/diffusion.py", unknown
+        parse_config(unknown, LDMConfig)
+
+
+def check_other(name, argv):
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    if name == "echo":  # written by `furnish`
+        assert Path(argv[-1]).is_file()
+    elif name == "make":
+        (target,) = argv
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    else:
+        assert name == "pip" and argv[:2] == ["install", "-e"] and len(argv) == 3, "not run: say why in NOT_RUN"
+        extras = re.fullmatch(r"\.(?:\[([a-z,]+)\])?", argv[2]).group(1)
+        assert set((extras or "test").split(",")) <= set(setup["options.extras_require"])
+
+
+@pytest.mark.parametrize(
+    "words", [pytest.param(words, id=f"{page.relative_to(ROOT)}: {' '.join(words)[:70]}") for page, words in ALL]
+)
+def test_command(words, workplace, trained, untrained_vae, capsys):
+    if shlex.join(words) in NOT_RUN:
+        return
+    name, argv = program(words)
+    if name in ("train_vae.py", "train_ldm.py"):
+        check_training(name, argv, workplace, trained, untrained_vae, capsys)
+    elif name == "evaluate.py":
+        check_evaluation(argv, workplace, trained, untrained_vae)
+    elif name == "reproduce.py":
+        check_reproduction(argv)
+    elif name.startswith(("examples/", "benchmarks/")):
+        check_options(name, argv)
+    else:
+        check_other(name, argv)
+
+
+def test_what_is_not_run_is_still_in_the_pages():
+    assert set(NOT_RUN) <= {shlex.join(words) for _, words in ALL}
+    assert len(ALL) > 40
+
+
+def test_a_wrong_command_is_found(workplace, trained, untrained_vae, capsys):
+    for words in ("train_vae.py --num_token 3", "evaluate.py --metric fid", "examples/grid.py . --sample_count 3"):
+        with pytest.raises((UserError, AssertionError)):
+            test_command(["python", *words.split()], workplace, trained, untrained_vae, capsys)
+    with pytest.raises(AssertionError):
+        test_command(["make", "tea"], workplace, trained, untrained_vae, capsys)
+    with pytest.raises(AssertionError, match="not run: say why"):
+        test_command(["rm", "-r", "runs"], workplace, trained, untrained_vae, capsys)
+
+
+def quickstart(workplace, untrained_vae):
+    """The folders of `make quickstart`, untrained, with fewer steps of diffusion."""
+    model, _ = untrained_vae("runs/quickstart/vae")
+    model.initialize_(smooth_images(64, 1, 28, 28))
+    model.save_pretrained(workplace / "runs/quickstart/vae")
+    channels, height, _ = model.diffusion_latent_shape
+    unet = UNet2DModel(
+        height, channels, channels, block_out_channels=(8,), layers_per_block=1, down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",), norm_num_groups=4,
+    )  # fmt: skip
+    scheduler = DDPMScheduler(num_train_timesteps=100, clip_sample=False)
+    FQLDMPipeline(model, unet, scheduler).save_pretrained(workplace / "runs/quickstart/pipeline")
+
+
+@pytest.mark.parametrize(
+    "code", [pytest.param(code, id=str(page.relative_to(ROOT))) for page in PAGES for code in blocks(page, "python")]
+)
+def test_python(code, workplace, untrained_vae, capsys):
+    if "runs/quickstart" in code:
+        quickstart(workplace, untrained_vae)
+    names = {}
+    shape = re.search(r"# \(B, (\d+), (\d+), (\d+)\) in \[-1, 1\] -> \(B, (\d+)\), each in 0 \.\. (\d+)", code)
+    if shape is not None:
+        names["batch"] = smooth_images(2, *map(int, shape.groups()[:3]))
+    for said, short in FEWER.items():
+        code = code.replace(said, short)
+    with torch.no_grad():
+        exec(compile(code, "page", "exec"), names)
+    if shape is not None:
+        model, tokens = names["model"], names["tokens"]
+        assert tokens.shape == (2, int(shape[4])) and model.config.num_vq_embeddings == int(shape[5]) + 1
+        torch.testing.assert_close(names["reconstructions"], model(names["batch"]).sample)
+        assert capsys.readouterr().out.strip() == re.search(r"bits = ([\d.]+)", code)[1]
+    if "image.save" in code:
+        assert (workplace / "face1.png").is_file()
+    elif "images" in names:
+        assert len(names["images"]) == 2 and len(set(image.tobytes() for image in names["images"])) == 2
+
+
+def anchors(page):
+    """The anchors that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        assert file.exists() and file.is_relative_to(ROOT), target
+        assert not anchor or anchor in anchors(file), target
+    for target in re.findall(r"`make ([a-z-]+)`", text):
+        check_other("make", [target])
+
+
+def test_the_front_page_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
