@@ -136,6 +136,7 @@ class Run:
             self.sampler.set_epoch(epoch)
             first = steps_done * self.config.gradient_accumulation_steps
             rest = self.accelerator.skip_first_batches(self.loader, first)
+            rest.set_epoch(epoch)  # the new loader counts epochs from 0, and would shuffle as in the first one
             for number, data in enumerate(rest, start=first):
                 key = (self.config.seed, self.accelerator.process_index, epoch, number)
                 self._step_batches += 1
