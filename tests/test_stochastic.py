@@ -98,3 +98,22 @@ def test_unused_entries_of_hqa_restart_beside_popular_ones():
         codebook.entries[0] = 50.0
     codebook.update_(torch.ones(4, 4, dtype=torch.int64))
     assert (codebook.entries[0] - codebook.entries[1]).norm() < 1
+
+
+@pytest.mark.parametrize("codebook", [StochasticCodebook, HQACodebook])
+def test_an_entry_that_dies_in_a_step_does_not_disturb_its_gradients(codebook):
+    """HQA writes over dead entries between the forward and the backward pass of the same step."""
+    tokens = torch.randn(8, 16, 4, generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for share in (1 / 16, 0.0):  # of entry 3 so far: alive, dead
+        torch.manual_seed(0)
+        quantizer = codebook(16, 4, data_elements=4.0)
+        quantizer.initialize_(tokens.flatten(0, 1))
+        quantizer.usage.fill_(1 / 16)[3] = share
+        before = quantizer.entries[3].clone()
+        torch.manual_seed(1)
+        quantizer.train().quantize(tokens).loss.backward()
+        gradients.append(quantizer.entries.grad)
+        restarted = not torch.equal(before, quantizer.entries[3])
+        assert restarted == (codebook is HQACodebook and share == 0)
+    assert torch.equal(*gradients) and gradients[0].abs().sum() > 0

@@ -91,9 +91,9 @@ class StochasticCodebook(nn.Module):
         """Tokens (..., m) -> indices (...) of the most probable entries, which are the nearest."""
         return nearest_entries(tokens, self.entries, weights, exclude)
 
-    def log_posterior(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Tokens (..., m) -> log q(k | z) (..., M)."""
-        distance = tokens.square().sum(-1, keepdim=True) - 2 * tokens @ self.entries.T + self.entries.square().sum(-1)
+    def log_posterior(self, tokens: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
+        """Tokens (..., m) -> log q(k | z) (..., M), with these entries (M, m)."""
+        distance = tokens.square().sum(-1, keepdim=True) - 2 * tokens @ entries.T + entries.square().sum(-1)
         return (-distance / (2 * self.log_variance.exp())).log_softmax(-1)
 
     def quantize(self, tokens: torch.Tensor, weights: None = None) -> QuantizedTokens:
@@ -101,17 +101,18 @@ class StochasticCodebook(nn.Module):
 
         The loss is in nats per component of the tokens. `weights` are for other codebooks: None here.
         """
-        log_q = self.log_posterior(tokens)  # (B, U, M)
+        entries = self.entries.clone()  # backward needs them as they were looked up; `update_` may write over some
+        log_q = self.log_posterior(tokens, entries)  # (B, U, M)
         indices = log_q.argmax(-1)
         if self.training:
             draw = F.gumbel_softmax(log_q, tau=self.temperature.item())
-            quantized = draw @ self.entries
+            quantized = draw @ entries
             if torch.is_grad_enabled():
                 self.update_(indices)
         else:
             quantized = self(indices)
         divergence = (log_q.exp() * log_q).sum(-1).mean() + torch.tensor(len(self.entries)).log()  # KL(q || uniform)
-        nats = divergence + self._distortion(tokens, quantized, log_q)  # per token
+        nats = divergence + self._distortion(tokens, quantized, log_q, entries)  # per token
         return QuantizedTokens(
             tokens=quantized,
             indices=indices,
@@ -119,7 +120,9 @@ class StochasticCodebook(nn.Module):
             perplexity=perplexity(torch.bincount(indices.flatten(), minlength=len(self.entries))),
         )
 
-    def _distortion(self, tokens: torch.Tensor, quantized: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
+    def _distortion(
+        self, tokens: torch.Tensor, quantized: torch.Tensor, log_q: torch.Tensor, entries: torch.Tensor
+    ) -> torch.Tensor:
         return (tokens - quantized).square().sum(-1).mean() / (2 * self.log_variance.exp())
 
     def objective(self, reconstruction_loss: torch.Tensor, loss: torch.Tensor) -> torch.Tensor:
@@ -150,11 +153,13 @@ class HQACodebook(StochasticCodebook):
     learn_variance = False
     start_variance = 1.0
 
-    def _distortion(self, tokens: torch.Tensor, quantized: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
+    def _distortion(
+        self, tokens: torch.Tensor, quantized: torch.Tensor, log_q: torch.Tensor, entries: torch.Tensor
+    ) -> torch.Tensor:
         # E_q |z - e|^2 from the moments of q: no (B, U, M, m) tensor.
         q = log_q.exp()
-        expected = tokens.square().sum(-1) - 2 * (tokens * (q @ self.entries)).sum(-1)
-        expected = expected + q @ self.entries.square().sum(-1)
+        expected = tokens.square().sum(-1) - 2 * (tokens * (q @ entries)).sum(-1)
+        expected = expected + q @ entries.square().sum(-1)
         return expected.mean() / (2 * self.log_variance.exp())
 
     def quantize(self, tokens: torch.Tensor, weights: None = None) -> QuantizedTokens:
