@@ -18,7 +18,7 @@ def poisoned(images, value):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("anchors", ["closest", "random", "none"])
+@pytest.mark.parametrize("anchors", ["closest", "random", "probabilistic", "none"])
 def test_the_codebook_ignores_a_batch_with_a_number_that_is_not_finite(value, anchors):
     codebook = Codebook(16, 4, anchors=anchors)
     tokens = torch.randn(8, 10, 4, generator=torch.Generator().manual_seed(0))

@@ -285,7 +285,8 @@ class Codebook(nn.Module):
         self.usage.copy_(torch.where(finite, update_usage(self.usage, counts, self.usage_decay), self.usage))
         if self.anchors == "none":
             return
-        tokens = tokens.reshape(-1, tokens.shape[-1])
+        # Zeros instead of a batch that is not used: multinomial accepts no weight that is not finite.
+        tokens = torch.where(finite, tokens, 0).reshape(-1, tokens.shape[-1])
         if self.anchors == "closest":
             anchors = nearest_tokens(tokens, self.entries)
         elif self.anchors == "random":
