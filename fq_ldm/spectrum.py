@@ -57,6 +57,20 @@ def unpack_spectrum(packed: torch.Tensor) -> torch.Tensor:
     return torch.fft.irfft2(torch.cat(parts, dim=-1), s=(h, w), norm="ortho")
 
 
+def hermitian(half: torch.Tensor, width: int) -> torch.Tensor:
+    """The half spectrum (..., h, w // 2 + 1) of the real image that `irfft2` makes of it.
+
+    In column 0, and for even widths in column w / 2, rows k and -k of a real image are conjugate. Where they are not,
+    libraries read such input differently; this is the real part of what it stands for.
+    """
+    columns = [0] if width % 2 else [0, width // 2]
+    edges = half[..., columns]
+    mirrored = edges.flip(-2).roll(1, -2).conj()
+    inner = half[..., 1 : (width + 1) // 2]
+    edges = (edges + mirrored) / 2
+    return torch.cat([edges[..., :1], inner, edges[..., 1:]], dim=-1)
+
+
 def _pack_column(column: torch.Tensor) -> torch.Tensor:
     """The h independent numbers of a Hermitian complex column: (..., h) -> (..., h, 1)."""
     h = column.shape[-1]
@@ -101,7 +115,9 @@ def packed_frequencies(h: int, w: int) -> tuple[tuple[int, int, str], ...]:
 
 
 @lru_cache(maxsize=64)
-def spectral_crop_index(size: tuple[int, int], crop: tuple[int, int]) -> torch.Tensor:
+def spectral_crop_index(
+    size: tuple[int, int], crop: tuple[int, int], device: torch.device | None = None
+) -> torch.Tensor:
     """Where the entries of a small packed spectrum lie in a larger one.
 
     `pack_spectrum(z).flatten(-2)[..., spectral_crop_index(size, crop)]`, unpacked at the
@@ -112,9 +128,10 @@ def spectral_crop_index(size: tuple[int, int], crop: tuple[int, int]) -> torch.T
     Args:
         size: (h, w) of the large spectrum.
         crop: (h', w') of the small one, at most (h, w).
+        device: of the result; the CPU by default.
 
     Returns:
-        LongTensor (h' * w',) of positions in the flattened (h, w) spectrum, on the CPU.
+        LongTensor (h' * w',) of positions in the flattened (h, w) spectrum.
 
     Raises:
         ValueError: if the crop is larger than the spectrum.
@@ -122,7 +139,8 @@ def spectral_crop_index(size: tuple[int, int], crop: tuple[int, int]) -> torch.T
     if crop[0] > size[0] or crop[1] > size[1] or min(crop) < 1:
         raise ValueError(f"spectral crop {crop} must lie between (1, 1) and the latent size {size}")
     position = {frequency: i for i, frequency in enumerate(packed_frequencies(*size))}
-    return torch.tensor([position[frequency] for frequency in packed_frequencies(*crop)])
+    with torch.inference_mode(False):  # it is kept, and training cannot use what was made in inference mode
+        return torch.tensor([position[frequency] for frequency in packed_frequencies(*crop)], device=device)
 
 
 def spectral_resize(latents: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -144,8 +162,8 @@ def spectral_resize(latents: torch.Tensor, size: tuple[int, int]) -> torch.Tenso
         return latents
     packed = pack_spectrum(latents).flatten(-2)
     if size[0] <= old[0] and size[1] <= old[1]:
-        resized = packed[..., spectral_crop_index(old, tuple(size)).to(packed.device)]
+        resized = packed.index_select(-1, spectral_crop_index(old, tuple(size), packed.device))
     else:
         resized = packed.new_zeros(*packed.shape[:-1], size[0] * size[1])
-        resized[..., spectral_crop_index(tuple(size), old).to(packed.device)] = packed
+        resized = resized.index_copy(-1, spectral_crop_index(tuple(size), old, packed.device), packed)
     return unpack_spectrum(resized.unflatten(-1, size))

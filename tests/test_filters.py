@@ -79,3 +79,20 @@ def test_tokens_that_do_not_fit_the_channels():
         DynamicFilterTokens((2, 4, 4), 7)
     with pytest.raises(ValueError, match="filter_start must be partition or alike, not zero"):
         DynamicFilterTokens((2, 4, 4), 8, "zero")
+
+
+def test_the_inverse_transform_gets_the_spectrum_of_a_real_image(monkeypatch):
+    """Libraries read a half spectrum whose edge columns are not Hermitian differently; quantized tokens are such."""
+    tokens = DynamicFilterTokens((2, 8, 8), 6)
+    seen, transform = [], torch.fft.irfft2
+
+    def watched(spectrum, **options):
+        seen.append(spectrum)
+        return transform(spectrum, **options)
+
+    monkeypatch.setattr(torch.fft, "irfft2", watched)
+    tokens.join(torch.randn(3, 6, tokens.token_dim))
+    (spectrum,) = seen
+    for column in (0, 4):
+        rows = spectrum[..., column]
+        assert torch.equal(rows, rows.flip(-1).roll(1, -1).conj())

@@ -3,7 +3,14 @@ import math
 import pytest
 import torch
 
-from fq_ldm.spectrum import pack_spectrum, packed_frequencies, spectral_crop_index, spectral_resize, unpack_spectrum
+from fq_ldm.spectrum import (
+    hermitian,
+    pack_spectrum,
+    packed_frequencies,
+    spectral_crop_index,
+    spectral_resize,
+    unpack_spectrum,
+)
 
 SIZES = [(1, 1), (2, 2), (1, 8), (8, 1), (4, 4), (3, 5), (5, 4), (4, 7), (28, 28), (16, 12)]
 
@@ -67,3 +74,30 @@ def test_a_low_frequency_survives_a_crop():
 def test_a_crop_larger_than_the_spectrum_is_refused():
     with pytest.raises(ValueError, match=r"spectral crop \(9, 4\).*latent size \(8, 8\)"):
         spectral_crop_index((8, 8), (9, 4))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (8, 7), (7, 8), (5, 5)])
+def test_the_hermitian_part_of_a_half_spectrum(size):
+    """The CPU's `irfft2` takes the real part of the edge columns' transform: that of their Hermitian part."""
+    h, w = size
+    half = torch.view_as_complex(torch.randn(2, h, w // 2 + 1, 2, generator=torch.Generator().manual_seed(0)))
+    symmetric = hermitian(half, w)
+    torch.testing.assert_close(torch.fft.irfft2(symmetric, s=size), torch.fft.irfft2(half, s=size))
+    for column in (0, w // 2) if w % 2 == 0 else (0,):
+        rows = symmetric[..., column]
+        assert torch.equal(rows, rows.flip(-1).roll(1, -1).conj())
+    image = torch.randn(2, h, w, generator=torch.Generator().manual_seed(1))
+    real = torch.fft.rfft2(image)
+    torch.testing.assert_close(hermitian(real, w), real)
+
+
+def test_what_was_first_used_for_inference_can_be_trained():
+    spectral_crop_index.cache_clear()
+    latents = torch.randn(2, 3, 8, 8)
+    with torch.inference_mode():
+        spectral_resize(latents, (4, 4))
+    latents.requires_grad_()
+    resized = spectral_resize(latents, (4, 4))
+    resized.square().sum().backward()
+    # The resampled latents are a projection of the latents: their squared norm has twice the projection as gradient.
+    torch.testing.assert_close(latents.grad, 2 * spectral_resize(resized.detach(), (8, 8)))

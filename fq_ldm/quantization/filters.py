@@ -20,6 +20,8 @@ Readings, where the paper leaves room:
 import torch
 from torch import nn
 
+from ..spectrum import hermitian
+
 FILTER_NOISE = 0.02  # standard deviation of the noise on filters that start alike
 MLP_WIDTH = 4  # hidden units of the MLP, in units of N
 
@@ -95,7 +97,7 @@ class DynamicFilterTokens(nn.Module):
         """Tokens (B, U, 2 h (w/2 + 1)), float32 -> latents (B, D, h, w): summed over the filters (equation 5)."""
         channels, h, w = self.latent_shape
         spectra = tokens.unflatten(1, (channels, self.num_filters)).sum(2).unflatten(-1, (*self.half_shape, 2))
-        return torch.fft.irfft2(torch.view_as_complex(spectra.contiguous()), s=(h, w), norm="ortho")
+        return torch.fft.irfft2(hermitian(torch.view_as_complex(spectra.contiguous()), w), s=(h, w), norm="ortho")
 
     def error_weights(self) -> None:
         """None: every component of a token weighs the same."""

@@ -77,7 +77,7 @@ class InterleavedTokens(nn.Module):
         """Choose the coefficients and their scales from the latents (n, D, h, w) of training images, float32."""
         spectra = pack_spectrum(latents).flatten(1)
         channels, h, w = self.latent_shape
-        crop = spectral_crop_index((h, w), self.spectral_crop).to(spectra.device)
+        crop = spectral_crop_index((h, w), self.spectral_crop, spectra.device)
         candidates = (h * w * torch.arange(channels, device=spectra.device).unsqueeze(1) + crop).flatten()
         sample = spectra[:, candidates]
         mean, std = sample.mean(0), sample.std(0)
@@ -90,7 +90,9 @@ class InterleavedTokens(nn.Module):
 
     def split(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents (B, D, h, w), float32 -> tokens (B, U, m)."""
-        return (pack_spectrum(latents).flatten(1)[:, self.index] - self.mean) * self.log_gain.exp()
+        # index_select, since the backward pass of indexing sorts
+        coefficients = pack_spectrum(latents).flatten(1).index_select(1, self.index.flatten())
+        return (coefficients.view(-1, *self.index.shape) - self.mean) * self.log_gain.exp()
 
     def join(self, tokens: torch.Tensor) -> torch.Tensor:
         """Tokens (B, U, m), float32 -> latents (B, D, h, w); coefficients that no token reaches are zero."""
