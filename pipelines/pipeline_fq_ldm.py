@@ -34,7 +34,9 @@ class FQLDMPipeline(DiffusionPipeline):
         ValueError: if the UNet's channels are not those of the diffusion latents.
     """
 
-    model_cpu_offload_seq = "unet->vqvae"
+    model_cpu_offload_seq = "unet"
+    # It is small, and its tokens, codebook and latents are reached through methods: offloading finds only `forward`.
+    _exclude_from_cpu_offload = ["vqvae"]
     _callback_tensor_inputs = ["latents"]
 
     def __init__(self, vqvae: TokenAutoencoder, unet: UNet2DModel, scheduler: SchedulerMixin):

@@ -13,6 +13,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
 from ..quantization import GraphModule, TokenQuantizer
+from ..quantization.precision import keep_dtype
 from ..spectrum import spectral_resize
 from .diffusion_view import DiffusionView
 
@@ -112,6 +113,12 @@ class TokenAutoencoder(VQModel):
             self.latent_shape, crop, config.diffusion_patch_size, config.diffusion_layout
         )
 
+    def _apply(self, fn, recurse=True):
+        colors = self.color_transform
+        super()._apply(fn, recurse)
+        self.color_transform = keep_dtype(fn, colors)  # a buffer of the model itself; see `Float32Module`
+        return self
+
     @property
     def bits_per_image(self) -> float:
         """U * log2(M)."""
@@ -166,6 +173,7 @@ class TokenAutoencoder(VQModel):
         """
         return self.decode(self.encode(sample).latents, return_dict=return_dict)
 
+    @apply_forward_hook
     def quantize_latents(self, latents: torch.Tensor) -> QuantizedLatents:
         """Latents (B, D, h, w) -> quantized frequency latents, of the same dtype, and what goes with them."""
         quantized = self.quantize.quantize(latents)
@@ -176,6 +184,7 @@ class TokenAutoencoder(VQModel):
             perplexity=quantized.perplexity,
         )
 
+    @apply_forward_hook
     def project_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents (B, D, h, w) -> the part of them that tokens hold, not quantized, of the same dtype."""
         return self.quantize.join(self.quantize.split(latents)).to(latents.dtype)
@@ -188,6 +197,7 @@ class TokenAutoencoder(VQModel):
         reconstruction_loss = F.mse_loss(output.sample.float(), images)
         return self.quantize.codebook.objective(reconstruction_loss, output.commit_loss), reconstruction_loss
 
+    @apply_forward_hook
     def tokenize(self, x: torch.Tensor, exclude: int | None = None) -> torch.LongTensor:
         """Images (B, c, H, W) -> tokens (B, U), in 0 .. M-1. Does not train the codebook.
 
@@ -197,6 +207,7 @@ class TokenAutoencoder(VQModel):
         """
         return self.quantize.nearest(self.encode(x).latents, exclude)
 
+    @apply_forward_hook
     def detokenize(self, indices: torch.LongTensor) -> torch.Tensor:
         """Tokens (B, U) -> images (B, c, H, W): `model(x).sample` of the images they came from.
 
@@ -210,10 +221,12 @@ class TokenAutoencoder(VQModel):
             raise ValueError(f"tokens must lie in 0 .. {m - 1}; found {int(indices.min())} .. {int(indices.max())}")
         return self._decode_tokens(self.quantize.codebook(indices))
 
+    @apply_forward_hook
     def to_diffusion_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents (B, D, h, w) -> what a diffusion model learns: (B, *diffusion_latent_shape), float32."""
         return self.diffusion_view(latents)
 
+    @apply_forward_hook
     def from_diffusion_latents(self, diffusion_latents: torch.Tensor) -> torch.Tensor:
         """Diffusion latents -> latents (B, D, h, w), float32: exact for quantized latents."""
         return self.diffusion_view.inverse(diffusion_latents)

@@ -2,14 +2,14 @@
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
+from ..quantization.precision import Float32Module
 from ..spectrum import pack_spectrum, spectral_resize, unpack_spectrum
 
 LAYOUTS = ("spatial", "spectral")
 
 
-class DiffusionView(nn.Module):
+class DiffusionView(Float32Module):
     """Latents (B, D, h, w) <-> diffusion latents (B, D*p*p, h'/p, w'/p) of zero mean and unit variance.
 
     Quantized latents are band-limited to the spectral crop (h', w'), so shrinking them to that size loses

@@ -3,16 +3,16 @@
 import math
 
 import torch
-from torch import nn
 
 from .codebook import QuantizedTokens
 from .graph import GraphModule
 from .interfaces import TokenCodebook, TokenLayout
+from .precision import Float32Module
 
 START_NUMBERS = 2**27  # half a gigabyte of tokens at the most, to start the codebook from
 
 
-class TokenQuantizer(nn.Module):
+class TokenQuantizer(Float32Module):
     """Quantizes latents (B, D, h, w) as tokens.
 
     All of it runs in float32 outside autocast: `torch.fft` has no half precision on the CPU and not
