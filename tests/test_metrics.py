@@ -343,3 +343,19 @@ def test_weights_from_a_wrong_file(tmp_path):
             FeatureExtractor(["fid"], weights=tmp_path / name)
         with pytest.raises(ValueError, match=f"{name} does not hold these weights"):
             LPIPS(tmp_path / name)
+
+
+def test_ssim_takes_no_convolution_of_less_than_float64(monkeypatch):
+    """TF32 convolutions keep 10 bits: variances, which are differences of large sums, would be off by 0.05."""
+    convolution = torch.nn.functional.conv2d
+
+    def like_tf32(images, weights, **options):
+        if images.dtype == torch.float32:
+            images = (images.view(torch.int32) & ~0x1FFF).view(torch.float32)
+        return convolution(images, weights, **options)
+
+    images = 0.9 + 0.02 * torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    noisy = images + 0.02 * torch.randn(4, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+    expected = ssim(images.double(), noisy.double())
+    monkeypatch.setattr("fq_ldm.metrics.image.F.conv2d", like_tf32)
+    torch.testing.assert_close(ssim(images, noisy), expected.float(), atol=1e-5, rtol=0)

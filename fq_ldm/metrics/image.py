@@ -44,6 +44,7 @@ def ssim(images: torch.Tensor, targets: torch.Tensor, window: str = "uniform") -
     channels, height, width = images.shape[1:]
     if min(height, width) < SSIM_WINDOW:
         raise ValueError(f"SSIM needs images of at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, not {height}x{width}")
+    dtype, images, targets = images.dtype, images.double(), targets.double()  # variances are differences of large sums
     offset = torch.arange(SSIM_WINDOW, dtype=images.dtype, device=images.device) - SSIM_WINDOW // 2
     if window == "uniform":
         weights = torch.ones_like(offset)
@@ -66,4 +67,4 @@ def ssim(images: torch.Tensor, targets: torch.Tensor, window: str = "uniform") -
     c1, c2 = SSIM_K1**2, SSIM_K2**2
     luminance = (2 * mean_x * mean_y + c1) / (mean_x.square() + mean_y.square() + c1)
     structure = (2 * covariance + c2) / (var_x + var_y + c2)
-    return (luminance * structure).flatten(1).mean(1)
+    return (luminance * structure).flatten(1).mean(1).to(dtype)
