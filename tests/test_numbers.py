@@ -1,11 +1,13 @@
 """Numbers that are not finite, and half precision, stay where they belong."""
 
+import json
+
 import pytest
 import torch
 from conftest import TINY, smooth_images
 
 from fq_ldm import BaselineModel, FQModel
-from fq_ldm.options import TrainingConfig
+from fq_ldm.options import DataError, TrainingConfig
 from fq_ldm.quantization import Codebook
 from fq_ldm.training.loop import train
 from fq_ldm.training.setup import make_accelerator, make_loader
@@ -71,26 +73,54 @@ def test_autocast_never_reaches_the_fourier_transform(monkeypatch, tokens):
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
-def test_overflows_of_fp16_are_the_scalers_business(tmp_path, monkeypatch):
-    """A fake scale, large enough to overflow at first: the scaler skips steps and shrinks it; the run goes on."""
-    config = TrainingConfig(
-        output_dir=str(tmp_path), max_train_steps=40, train_batch_size=4, report_to="none", lr_warmup_steps=0,
-        checkpointing_steps=1000, learning_rate=0.1,
-    )  # fmt: skip
-    accelerator = make_accelerator(config)
-    scaler = accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=1000)
-    monkeypatch.setattr(
-        accelerator, "unscale_gradients", lambda optimizer=None: scaler.unscale_(accelerator._optimizers[0].optimizer)
-    )
-    model = torch.nn.Linear(3, 1)
-    data = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+class Fp16:
+    """A training in which the CPU plays the part of fp16's scaler, with a scale that overflows at first."""
+
+    def __init__(self, tmp_path, monkeypatch, scale=2.0**16, **options):
+        config = TrainingConfig(
+            output_dir=str(tmp_path), train_batch_size=4, report_to="none", lr_warmup_steps=0, learning_rate=0.1,
+            checkpointing_steps=1000, **options,
+        )  # fmt: skip
+        accelerator = make_accelerator(config)
+        scaler = accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000)
+        unscale = lambda optimizer=None: scaler.unscale_(accelerator._optimizers[0].optimizer)  # noqa: E731
+        monkeypatch.setattr(accelerator, "unscale_gradients", unscale)
+        self.arguments = (accelerator, config)
+        self.scaler, self.config = scaler, config
+        self.model = torch.nn.Linear(3, 1)
+        self.data = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+
+    def train(self, compute_loss):
+        loader = make_loader(self.data, self.config)
+        return train(*self.arguments, self.model, loader, compute_loss, lambda step: {})
+
+
+def far_away(prepared, batch, generator=None):
+    return (prepared(batch) - 100).square().mean(), {}
+
+
+def test_steps_that_the_scaler_of_fp16_leaves_out_are_counted(tmp_path, monkeypatch):
+    """A scale large enough to overflow at first: it shrinks by half with each of these steps, and the run goes on."""
+    run = Fp16(tmp_path, monkeypatch, scale=2.0**127, max_train_steps=40)
+    before = far_away(run.model, run.data)[0].item()
+    progress = run.train(far_away)
+    assert progress.step == 40 and 0 < progress.skipped < 40
+    assert run.scaler.get_scale() == 2.0 ** (127 - progress.skipped)
+    assert all(p.isfinite().all() for p in run.model.parameters())
+    assert far_away(run.model, run.data)[0].item() < before
+    (saved,) = (tmp_path / "checkpoints").iterdir()
+    assert json.loads((saved / "progress.json").read_text())["progress"]["skipped"] == progress.skipped
+
+
+def test_fp16_that_trains_nothing_stops(tmp_path, monkeypatch):
+    """A finite loss whose gradient is NaN at every step: no scale helps."""
+    run = Fp16(tmp_path, monkeypatch, max_train_steps=200, logging_steps=10)
+    weights = run.model.weight.clone()
 
     def compute_loss(prepared, batch, generator):
-        return (prepared(batch) - 100).square().mean(), {}
+        prediction = prepared(batch)
+        return prediction.square().mean() + (prediction - prediction).sum().sqrt(), {}
 
-    before = compute_loss(model, data, None)[0].item()
-    progress = train(accelerator, config, model, make_loader(data, config), compute_loss, lambda step: {})
-    assert progress.step == 40 and progress.skipped == 0
-    assert scaler.get_scale() < 2.0**127
-    assert all(p.isfinite().all() for p in model.parameters())
-    assert compute_loss(model, data, None)[0].item() < before
+    with pytest.raises(DataError, match=r"step 30: no scale of the loss .* fallen to 6.1e-05.* mixed_precision bf16"):
+        run.train(compute_loss)
+    assert torch.equal(run.model.weight, weights)

@@ -43,9 +43,7 @@ def test_an_offloaded_pipeline_gives_the_same_images(pipeline, offload, monkeypa
     """With the hooks of a GPU, on the CPU: while they are away, weights lie on the meta device."""
     cpu_offload = accelerate.cpu_offload
     # diffusers says cpu:0, which accelerate takes for another device than cpu.
-    monkeypatch.setattr(
-        accelerate, "cpu_offload", lambda module, device, **o: cpu_offload(module, "cpu", **o)
-    )
+    monkeypatch.setattr(accelerate, "cpu_offload", lambda module, device, **o: cpu_offload(module, "cpu", **o))
     expected = pipeline(2, 2, seeds(0, 1), output_type="pt").images
     getattr(pipeline, offload)(device="cpu")
     assert hasattr(pipeline.unet.conv_in if "sequential" in offload else pipeline.unet, "_hf_hook")

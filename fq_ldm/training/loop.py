@@ -78,6 +78,7 @@ def train(
             if stop and not run.finished():
                 leave(accelerator, run.progress.step, stop)
             run.start_step()
+    run.count_skipped()
     accelerator.wait_for_everyone()
     return run.progress
 
@@ -89,7 +90,8 @@ def _backward(run: Run, loss: torch.Tensor) -> str | None:
 
 
 def _log(run: Run, bar: tqdm, values: dict) -> None:
-    """Show numbers, or scalar tensors, in the progress bar and the tracker."""
+    """Show numbers, or scalar tensors, in the progress bar and the tracker; stop if fp16 can train nothing."""
+    run.scaler.check(run.progress.step)
     speed = run.speed()
     values = {name: torch.as_tensor(value).item() for name, value in values.items()}
     bar.set_postfix({k: f"{v:.4g}" for k, v in values.items()} | {"images/s": f"{speed:.0f}"})

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from ..options import TrainingConfig
 from .checkpoint import load_checkpoint, newest_intact, save_checkpoint
+from .scaler import ScalerWatch
 from .setup import seed_batch
 
 CLOCK_TICKS = 100_000  # steps of the learning rate schedule in a run that is measured in seconds
@@ -28,7 +29,8 @@ class Progress:
         step: optimizer steps made or skipped.
         images: training images in those steps, over all processes.
         seconds: wall-clock time of those steps with their data, without checkpoints and pictures.
-        skipped: steps that changed no weight, since a loss or a gradient was not finite.
+        skipped: steps that changed no weight, since a loss or a gradient was not finite: by skip_nonfinite, and those
+            that the scaler of fp16 left out.
     """
 
     step: int = 0
@@ -91,6 +93,7 @@ class Run:
         self.progress = Progress()
         if checkpoint := newest_intact(self.folder / "checkpoints", accelerator.print):
             self._resume(checkpoint)
+        self.scaler = ScalerWatch(accelerator.scaler)
         self._step_batches = 0  # so far in this step
         self._step_start = 0.0  # time
         self._logged = (0, 0.0)  # images and time at the last logged step
@@ -108,6 +111,7 @@ class Run:
         Raises:
             DataError: if it cannot be written.
         """
+        self.count_skipped()
         save_checkpoint(
             self.accelerator,
             self.folder / "checkpoints",
@@ -116,6 +120,10 @@ class Run:
             self.ema,
             self.config.checkpoints_total_limit,
         )
+
+    def count_skipped(self) -> None:
+        """Bring `progress.skipped` up to date."""
+        self.progress.skipped += self.scaler.collect()
 
     def finished(self) -> bool:
         """Whether the last step is made."""
@@ -152,6 +160,7 @@ class Run:
         progress.seconds += self._seconds_of_step()
         progress.skipped += skipped
         self._step_batches = 0
+        self.scaler.after_step()
         if self.by_clock:
             follow_clock(self.schedule, self.optimizer, progress, config)
         else:
