@@ -1,6 +1,7 @@
 """Work that several processes share, with the results of one."""
 
 from collections.abc import Sequence
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -8,10 +9,12 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from torch.utils.data import DataLoader
 
+TIMEOUT = timedelta(hours=2)  # for one that waits: others may read, encode or measure more than ten minutes
+
 
 def processes() -> PartialState:
     """Which process this is. Asked without `cpu`, accelerate takes each of several CPU processes for the only one."""
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=TIMEOUT)
 
 
 def my_share(items: Sequence) -> Sequence:

@@ -15,13 +15,14 @@ from .diffusion import (
     diffusion_loss,
     encode_images,
     held_out_loss,
+    latents_of_tokens,
     measure_view_,
     open_vae,
     start_from_,
 )
 from .options import DataConfig, LDMConfig, TrainingConfig, parse_config, resolved, run_script
 from .pipelines import FQLDMPipeline
-from .training.latent_cache import load_or_cache_latents
+from .training.latent_cache import cache_latents
 from .training.ldm import columns, finish, sample
 from .training.loop import train
 from .training.setup import make_accelerator, make_loader, start_run
@@ -54,8 +55,8 @@ def main(argv: list[str]) -> None:
     if view_is_new or ldm.target == "unquantized":  # train_vae.py has measured the quantized latents
         measure_view_(vae, train_images, ldm.target)
     if ldm.cache_latents:
-        with accelerator.main_process_first():
-            train_data = load_or_cache_latents(folder, vae, train_images, ldm.target, data.random_flip)
+        wait = accelerator.wait_for_everyone
+        train_data = cache_latents(folder, vae, train_images, ldm.target, data.random_flip, wait)
     else:
         train_data = train_images
 
@@ -63,6 +64,8 @@ def main(argv: list[str]) -> None:
         if ldm.cache_latents:
             views = torch.randint(batch.shape[1], (len(batch),), device=batch.device, generator=generator)
             latents = batch[torch.arange(len(batch), device=batch.device), views]
+            if ldm.target == "quantized":
+                latents = latents_of_tokens(vae, latents)
         else:
             latents = encode_images(vae, batch, ldm.target, data.random_flip, generator)
         return diffusion_loss(prepared, scheduler, latents, generator, ldm.snr_gamma), {}

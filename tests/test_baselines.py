@@ -6,7 +6,7 @@ from conftest import TINY, smooth_images
 
 from fq_ldm import BaselineModel, FQModel, HQAModel, load_vae
 from fq_ldm.models.baselines import QUANTIZERS
-from fq_ldm.quantization.codebook import Codebook, probable_tokens, random_tokens
+from fq_ldm.quantization.codebook import Codebook, count_entries, probable_tokens, random_tokens
 from fq_ldm.quantization.library import EMACodebook, FSQCodebook, ResidualCodebook, SimVQCodebook
 
 COMMON = {k: v for k, v in TINY.items() if k != "vq_embed_dim"} | {"sample_size": 16}
@@ -89,7 +89,7 @@ def test_vq_vae_has_beta_on_the_commitment():
 def test_without_anchors_only_the_loss_moves_the_codebook():
     codebook = Codebook(6, 3, anchors="none")
     before = codebook.entries.clone()
-    codebook.update_(randn(2, 5, 3), torch.zeros(2, 5, dtype=torch.int64))
+    codebook.update_(randn(2, 5, 3), count_entries(torch.zeros(2, 5, dtype=torch.int64), len(codebook.entries)))
     assert torch.equal(codebook.entries, before) and codebook.usage[0] > codebook.usage[1]
 
 
@@ -100,7 +100,7 @@ def test_cvq_vae_step_has_no_dependency():
         codebook.entries.copy_(torch.tensor([[0.0, 0.0], [5.0, 4.0]]))
         codebook.usage.copy_(torch.tensor([1.0, 0.0]))
     tokens = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
-    codebook.update_(tokens, codebook.nearest(tokens))
+    codebook.update_(tokens, count_entries(codebook.nearest(tokens), len(codebook.entries)))
     step = torch.tensor(-0.001).exp()  # of the starving entry; the other one's is exp(-40)
     expected = torch.stack([torch.zeros(2), torch.tensor([5.0, 4.0]) + step * torch.tensor([-4.0, -4.0])])
     torch.testing.assert_close(codebook.entries.data, expected)

@@ -6,6 +6,7 @@ import torch
 
 from fq_ldm.quantization.codebook import (
     Codebook,
+    count_entries,
     dependency,
     kmeans,
     nearest_entries,
@@ -74,7 +75,7 @@ def test_update_by_hand():
     tokens = torch.tensor([[[1.0, 0.0], [1.0, 0.5], [0.5, -1.0]]])
     indices = codebook.nearest(tokens)
     assert indices.tolist() == [[0, 0, 0]]
-    codebook.update_(tokens, indices)
+    codebook.update_(tokens, count_entries(indices, len(codebook.entries)))
 
     torch.testing.assert_close(codebook.usage, torch.tensor([0.91, 0.09, 0.0]))
     # Two components correlate by +-1: entries 0 and 1 fall (+1 with each other), entry 2 rises (-1 with both).
@@ -94,7 +95,7 @@ def test_a_dead_entry_comes_back_to_life():
         codebook.usage[3] = 0.0
     for _ in range(3):
         indices = codebook.nearest(tokens)
-        codebook.update_(tokens, indices)
+        codebook.update_(tokens, count_entries(indices, len(codebook.entries)))
     assert (codebook.nearest(tokens) == 3).any()
 
 

@@ -19,4 +19,4 @@ def test_upload_leaves_checkpoints_and_logs_behind(monkeypatch, tmp_path):
     hub.push_to_hub(TrainingConfig(output_dir=str(tmp_path / "faces"), hub_private=True))
     assert calls["create"] == ("faces", {"private": True, "exist_ok": True})
     assert calls["upload"]["repo_id"] == "someone/faces"
-    assert set(calls["upload"]["ignore_patterns"]) == {"checkpoints/**", "logs/**", "latents.safetensors"}
+    assert set(calls["upload"]["ignore_patterns"]) == {"checkpoints/**", "logs/**", "latents/**"}

@@ -127,7 +127,8 @@ def test_train_ldm_leaves_a_pipeline(pipeline):
     card = (folder / "README.md").read_text()
     assert "FQLDMPipeline.from_pretrained" in card and "validation loss" in card
     assert yaml.safe_load(card.split("---")[1])["pipeline_tag"] == "unconditional-image-generation"
-    assert load_file(folder / "latents.safetensors")["latents"].shape == (32, 2, 4, 4, 4)
+    tokens = load_file(folder / "latents" / "00000.safetensors")["items"]
+    assert tokens.shape == (32, 2, 8) and tokens.dtype == torch.uint8
     assert (folder / "unet" / "diffusion_pytorch_model.safetensors").is_file()
 
 
@@ -197,7 +198,7 @@ def test_ldm_without_cache_ema_or_tracker(image_folder, vae, tmp_path, call):
     )
     assert status == 0, errors
     assert (tmp_path / "out" / "model_index.json").is_file()
-    assert not (tmp_path / "out" / "latents.safetensors").exists() and not (tmp_path / "out" / "logs").exists()
+    assert not (tmp_path / "out" / "latents").exists() and not (tmp_path / "out" / "logs").exists()
 
 
 def test_ldm_with_another_view_target_and_precision(image_folder, vae, tmp_path, call):

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from fq_ldm.quantization.codebook import count_entries
 from fq_ldm.quantization.stochastic import HQA_LOSS_WEIGHT, HQACodebook, StochasticCodebook
 
 
@@ -96,7 +97,7 @@ def test_unused_entries_of_hqa_restart_beside_popular_ones():
     with torch.no_grad():
         codebook.usage.copy_(torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0]))
         codebook.entries[0] = 50.0
-    codebook.update_(torch.ones(4, 4, dtype=torch.int64))
+    codebook.update_(count_entries(torch.ones(4, 4, dtype=torch.int64), len(codebook.entries)))
     assert (codebook.entries[0] - codebook.entries[1]).norm() < 1
 
 

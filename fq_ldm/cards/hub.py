@@ -4,7 +4,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from ..options import LATENTS_FILE, TrainingConfig
+from ..options import LATENTS_FOLDER, TrainingConfig
 
 
 def push_to_hub(config: TrainingConfig) -> None:
@@ -15,5 +15,5 @@ def push_to_hub(config: TrainingConfig) -> None:
     api.upload_folder(
         repo_id=repository,
         folder_path=config.output_dir,
-        ignore_patterns=["checkpoints/**", "logs/**", LATENTS_FILE],
+        ignore_patterns=["checkpoints/**", "logs/**", f"{LATENTS_FOLDER}/**"],
     )

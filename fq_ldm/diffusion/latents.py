@@ -58,6 +58,18 @@ def measure_view_(vae: TokenAutoencoder, images: ImageDataset, target: str) -> N
 
 
 @torch.no_grad()
+def tokenize_images(vae: TokenAutoencoder, images: torch.Tensor) -> torch.Tensor:
+    """Images (B, c, H, W) -> tokens (B, U) int64."""
+    return vae.tokenize(_ready(vae, images))
+
+
+@torch.no_grad()
+def latents_of_tokens(vae: TokenAutoencoder, tokens: torch.Tensor) -> torch.Tensor:
+    """Tokens (B, U) on the FQ-VAE's device -> the diffusion latents (B, C, H', W') of their images, quantized."""
+    return vae.to_diffusion_latents(vae.quantize.join(vae.quantize.codebook(tokens)))
+
+
+@torch.no_grad()
 def encode_images(
     vae: TokenAutoencoder,
     images: torch.Tensor,
@@ -66,10 +78,13 @@ def encode_images(
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
     """Images (B, c, H, W) -> diffusion latents (B, C, H', W'), of mirrored images half the time if `flip`."""
-    images = images.to(vae.device)
     if flip:
-        images = random_flip(images, generator)
-    images = images.to(vae.dtype, memory_format=torch.channels_last)  # float32 convolutions are twice as fast
-    latents = vae.encode(images).latents
+        images = random_flip(images.to(vae.device), generator)
+    latents = vae.encode(_ready(vae, images)).latents
     latents = vae.quantize_latents(latents).latents if target == "quantized" else vae.project_latents(latents)
     return vae.to_diffusion_latents(latents)
+
+
+def _ready(vae: TokenAutoencoder, images: torch.Tensor) -> torch.Tensor:
+    # float32 convolutions are twice as fast with the channels last
+    return images.to(vae.device, vae.dtype, memory_format=torch.channels_last)

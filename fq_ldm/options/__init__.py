@@ -6,11 +6,11 @@ from .evaluation import NETWORK_METRICS, PIPELINE_METRICS, VAE_METRICS, Evaluati
 from .ldm import LDMConfig
 from .parsing import parse_config, resolved, to_yaml
 from .script import run_script
-from .training import LATENTS_FILE, TrainingConfig
+from .training import LATENTS_FOLDER, TrainingConfig
 from .vae import VAEConfig
 
 __all__ = [
-    "LATENTS_FILE",
+    "LATENTS_FOLDER",
     "NETWORK_METRICS",
     "PIPELINE_METRICS",
     "VAE_METRICS",

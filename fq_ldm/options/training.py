@@ -7,7 +7,7 @@ from diffusers.optimization import SchedulerType
 from .errors import check
 from .fields import option
 
-LATENTS_FILE = "latents.safetensors"  # cached in the output folder; needed for training alone
+LATENTS_FOLDER = "latents"  # in the output folder: the encoded images, needed for training alone
 
 
 @dataclass

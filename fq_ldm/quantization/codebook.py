@@ -180,7 +180,7 @@ def kmeans(
         entries = torch.zeros_like(entries).index_add_(0, index, mass * tokens) / total
         empty = total[:, 0] == 0
         entries[empty] = pick(int(empty.sum()))
-    counts = torch.bincount(nearest_entries(tokens, entries, weights), minlength=num_entries).float()
+    counts = count_entries(nearest_entries(tokens, entries, weights), num_entries)
     return entries, counts
 
 
@@ -248,17 +248,18 @@ class Codebook(nn.Module):
             weights: of each component's squared error, in the lookup and in the loss; broadcastable to `tokens`.
         """
         indices = self.nearest(tokens, weights)
+        counts = count_entries(indices, len(self.entries))
         entries = self(indices)
         codebook_loss = (entries - tokens.detach()).square()
         commitment_loss = (entries.detach() - tokens).square()
         loss = codebook_loss + self.commitment_weight * commitment_loss
         if self.training and torch.is_grad_enabled():
-            self.update_(tokens.detach(), indices)
+            self.update_(tokens.detach(), counts)
         return QuantizedTokens(
             tokens=entries.detach() + (tokens - tokens.detach()),  # straight-through; the value is the entry's
             indices=indices,
             loss=(loss if weights is None else weights * loss).mean(),
-            perplexity=perplexity(torch.bincount(indices.flatten(), minlength=len(self.entries))),
+            perplexity=perplexity(counts),
         )
 
     def objective(self, reconstruction_loss: torch.Tensor, loss: torch.Tensor) -> torch.Tensor:
@@ -275,14 +276,14 @@ class Codebook(nn.Module):
         self.usage.copy_(counts / counts.sum())
 
     @torch.no_grad()
-    def update_(self, tokens: torch.Tensor, indices: torch.Tensor) -> None:
-        """One step of equations 6-10 with the tokens (..., m) and their entries' indices (...).
+    def update_(self, tokens: torch.Tensor, counts: torch.Tensor) -> None:
+        """One step of equations 6-10 with this process's tokens (..., m), and how many chose each entry (M,).
 
         Tokens that are not finite, in any process, leave the codebook as it is.
         """
-        counts = count_entries(indices, len(self.entries))
         finite = all_finite(tokens)
-        self.usage.copy_(torch.where(finite, update_usage(self.usage, counts, self.usage_decay), self.usage))
+        usage = update_usage(self.usage, sum_over_processes(counts), self.usage_decay)
+        self.usage.copy_(torch.where(finite, usage, self.usage))
         if self.anchors == "none":
             return
         # Zeros instead of a batch that is not used: multinomial accepts no weight that is not finite.
@@ -314,9 +315,17 @@ def sample_tokens(
 
 
 def count_entries(indices: torch.Tensor, num_entries: int) -> torch.Tensor:
-    """How often each entry was chosen, over all processes: indices (...) -> (M,) float32."""
-    counts = torch.bincount(indices.flatten(), minlength=num_entries).float()
+    """How often each entry was chosen in this process: indices (...) -> (M,) float32."""
+    # Not bincount: on a GPU it waits for the largest index, and torch.compile breaks the graph there.
+    chosen = indices.flatten()
+    counts = torch.zeros(num_entries, device=indices.device)
+    return counts.index_add_(0, chosen, torch.ones(len(chosen), device=indices.device))
+
+
+def sum_over_processes(counts: torch.Tensor) -> torch.Tensor:
+    """The sum of a tensor over all processes, on each of them."""
     if _distributed():
+        counts = counts.clone()
         dist.all_reduce(counts)
     return counts
 

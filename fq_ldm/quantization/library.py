@@ -14,6 +14,7 @@ from .codebook import (
     nearest_entries,
     perplexity,
     sample_tokens,
+    sum_over_processes,
     update_usage,
 )
 
@@ -36,9 +37,9 @@ class _LibraryCodebook(nn.Module):
         self.register_buffer("usage", torch.full((num_vq_embeddings,), 1 / num_vq_embeddings))
 
     def _wrap(self, tokens: torch.Tensor, indices: torch.Tensor, loss: torch.Tensor) -> QuantizedTokens:
+        counts = count_entries(indices, len(self.usage))
         if self.training and torch.is_grad_enabled():
-            self.usage.copy_(update_usage(self.usage, count_entries(indices, len(self.usage)), USAGE_DECAY))
-        counts = torch.bincount(indices.flatten(), minlength=len(self.usage))
+            self.usage.copy_(update_usage(self.usage, sum_over_processes(counts), USAGE_DECAY))
         return QuantizedTokens(tokens=tokens, indices=indices, loss=loss, perplexity=perplexity(counts))
 
     def objective(self, reconstruction_loss: torch.Tensor, loss: torch.Tensor) -> torch.Tensor:

@@ -32,6 +32,7 @@ from .codebook import (
     nearest_entries,
     perplexity,
     sample_tokens,
+    sum_over_processes,
     update_usage,
 )
 
@@ -104,11 +105,12 @@ class StochasticCodebook(nn.Module):
         entries = self.entries.clone()  # backward needs them as they were looked up; `update_` may write over some
         log_q = self.log_posterior(tokens, entries)  # (B, U, M)
         indices = log_q.argmax(-1)
+        counts = count_entries(indices, len(self.entries))
         if self.training:
             draw = F.gumbel_softmax(log_q, tau=self.temperature.item())
             quantized = draw @ entries
             if torch.is_grad_enabled():
-                self.update_(indices)
+                self.update_(counts)
         else:
             quantized = self(indices)
         divergence = (log_q.exp() * log_q).sum(-1).mean() + torch.tensor(len(self.entries)).log()  # KL(q || uniform)
@@ -117,7 +119,7 @@ class StochasticCodebook(nn.Module):
             tokens=quantized,
             indices=indices,
             loss=nats / tokens.shape[-1],
-            perplexity=perplexity(torch.bincount(indices.flatten(), minlength=len(self.entries))),
+            perplexity=perplexity(counts),
         )
 
     def _distortion(
@@ -130,10 +132,9 @@ class StochasticCodebook(nn.Module):
         return reconstruction_loss.log() / 2 + loss / self.data_elements
 
     @torch.no_grad()
-    def update_(self, indices: torch.Tensor) -> None:
-        """Count the step, and the use of the entries over all processes."""
-        counts = count_entries(indices, len(self.entries))
-        self.usage.copy_(update_usage(self.usage, counts, HQA_USAGE_DECAY))
+    def update_(self, counts: torch.Tensor) -> None:
+        """Count the step, and the use of the entries: `counts` (M,) of this process."""
+        self.usage.copy_(update_usage(self.usage, sum_over_processes(counts), HQA_USAGE_DECAY))
         self.steps += 1
 
     @torch.no_grad()
@@ -173,8 +174,8 @@ class HQACodebook(StochasticCodebook):
         return reconstruction_loss + loss
 
     @torch.no_grad()
-    def update_(self, indices: torch.Tensor) -> None:
-        super().update_(indices)
+    def update_(self, counts: torch.Tensor) -> None:
+        super().update_(counts)
         dead = (self.usage < HQA_DEAD_SHARE / len(self.usage)).nonzero().flatten()
         if len(dead):
             source = self.usage.multinomial(len(dead), replacement=True)

@@ -1,48 +1,120 @@
-"""The diffusion latents of all training images, encoded once."""
+"""All training images as their tokens, or latents, encoded once by all processes and read from disk.
 
+Tokens take a small part of the space of latents (CelebA at 64x64: 512 bytes instead of 12,288 a view), and nothing but
+what is read lies in memory: the shards are mapped, not loaded, and processes of one machine share the pages.
+"""
+
+import bisect
 import hashlib
+from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 from ..data import ImageDataset
-from ..diffusion.latents import ENCODE_BATCH_SIZE, encode_images
+from ..diffusion.latents import ENCODE_BATCH_SIZE, encode_images, tokenize_images
+from ..distributed import my_share, processes
 from ..models import TokenAutoencoder
-from ..options import LATENTS_FILE, DataError
+from ..options import LATENTS_FOLDER, DataError
 from .atomic import replacing
 
+SHARD_IMAGES = 16_384
 
-def load_or_cache_latents(
-    folder: Path, vae: TokenAutoencoder, images: ImageDataset, target: str, flip: bool
-) -> torch.Tensor:
-    """The diffusion latents of all images (n, V, C, H, W), in one or, with mirrored images, V = 2 views.
 
-    They come from the folder if they were saved there for the same FQ-VAE and images.
+class CachedLatents(torch.utils.data.Dataset):
+    """Tokens (V, U) int32 or latents (V, C, H, W) float32 of each image, in V views: as it is, and mirrored.
+
+    Args:
+        shards: mapped tensors (n, V, ...), one after another.
     """
-    path = folder / LATENTS_FILE
+
+    def __init__(self, shards: list[torch.Tensor]):
+        self._shards = shards
+        self._ends = list(accumulate(map(len, shards)))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        shard = bisect.bisect_right(self._ends, i)
+        item = self._shards[shard][i - (self._ends[shard - 1] if shard else 0)]
+        return item if item.is_floating_point() else item.int()  # torch can do little with uint16
+
+
+def cache_latents(
+    folder: Path, vae: TokenAutoencoder, images: ImageDataset, target: str, flip: bool, wait: Callable[[], None]
+) -> CachedLatents:
+    """Encode the images that are not encoded yet, each process its share of the shards, and map all of them.
+
+    A shard that was written for the same FQ-VAE and images is kept: what was interrupted goes on.
+
+    Args:
+        folder: of the run.
+        vae: on the device that is to encode.
+        images: all training images.
+        target: "quantized" keeps tokens, "unquantized" latents.
+        flip: keep the mirrored images too.
+        wait: comes back when all processes have called it.
+
+    Raises:
+        DataError: if a shard cannot be written or read.
+    """
+    folder = folder / LATENTS_FOLDER
+    folder.mkdir(exist_ok=True)
     key = _fingerprint(vae, images, f"{target} {flip}")
-    if path.is_file():
-        try:
-            with safe_open(path, framework="pt") as file:
-                if (file.metadata() or {}).get("key") == key:
-                    return file.get_tensor("latents")
-        except (OSError, SafetensorError) as error:
-            raise DataError(f"{path}: is damaged ({error}); delete it, to encode the images again") from error
+    starts = range(0, len(images), SHARD_IMAGES)
+    paths = {start: folder / f"{start // SHARD_IMAGES:05d}.safetensors" for start in starts}
+    missing = [start for start in my_share(starts) if not _is_current(paths[start], key)]
+    for start in tqdm(missing, desc="encoding images", disable=not (missing and processes().is_main_process)):
+        part = Subset(images, range(start, min(start + SHARD_IMAGES, len(images))))
+        _write(paths[start], _encode(vae, part, target, flip), key)
+    wait()
+    return CachedLatents([_open(path).get_tensor("items") for path in paths.values()])
+
+
+def _encode(vae: TokenAutoencoder, images: Subset, target: str, flip: bool) -> torch.Tensor:
+    """(n, V, U) of the smallest type that holds a token, or (n, V, C, H, W) float32."""
+    encode = tokenize_images if target == "quantized" else encode_latents
     batches = []
-    for batch in tqdm(DataLoader(images, batch_size=ENCODE_BATCH_SIZE), desc="encoding images"):
+    for batch in tqdm(DataLoader(images, batch_size=ENCODE_BATCH_SIZE), desc="a shard", leave=False):
         views = [batch, batch.flip(-1)] if flip else [batch]
-        batches.append(torch.stack([encode_images(vae, view, target).cpu() for view in views], dim=1))
-    latents = torch.cat(batches)
+        batches.append(torch.stack([encode(vae, view).cpu() for view in views], dim=1))
+    items = torch.cat(batches)
+    return items if items.is_floating_point() else items.to(token_type(vae.config.num_vq_embeddings))
+
+
+def encode_latents(vae: TokenAutoencoder, images: torch.Tensor) -> torch.Tensor:
+    """Images (B, c, H, W) -> unquantized diffusion latents (B, C, H', W')."""
+    return encode_images(vae, images, "unquantized")
+
+
+def token_type(num_vq_embeddings: int) -> torch.dtype:
+    """The smallest integers that hold 0 .. M - 1."""
+    return next(t for t in (torch.uint8, torch.uint16, torch.int32) if num_vq_embeddings - 1 <= torch.iinfo(t).max)
+
+
+def _write(path: Path, items: torch.Tensor, key: str) -> None:
     try:
         with replacing(path) as file:
-            save_file({"latents": latents}, file, metadata={"key": key})
+            save_file({"items": items}, file, metadata={"key": key})
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path}: cannot be written ({error}): make room, or set cache_latents to false") from error
-    return latents
+
+
+def _open(path: Path):
+    try:
+        return safe_open(path, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path}: is damaged ({error}); delete it, to encode its images again") from error
+
+
+def _is_current(path: Path, key: str) -> bool:
+    return path.is_file() and (_open(path).metadata() or {}).get("key") == key
 
 
 def _fingerprint(vae: TokenAutoencoder, images: ImageDataset, options: str) -> str:

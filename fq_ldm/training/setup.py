@@ -33,7 +33,7 @@ class SeededShuffle(torch.utils.data.Sampler):
         return self.length
 
     def __iter__(self):
-        yield from np.random.default_rng([self.seed, self.epoch]).permutation(self.length).tolist()
+        yield from map(int, np.random.default_rng([self.seed, self.epoch]).permutation(self.length))
 
 
 def start_run(config: TrainingConfig, options: dict) -> None:
