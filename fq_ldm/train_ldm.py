@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
     if ldm.start_from is not None:
         start_from_(unet, ldm.start_from)
     scheduler = build_scheduler(ldm)
-    ema = EMAModel(unet.parameters(), decay=ldm.ema_decay) if ldm.use_ema else None
+    ema = EMAModel(unet.parameters(), decay=ldm.ema_decay, foreach=True) if ldm.use_ema else None
     if ema is not None:
         ema.to(accelerator.device)
     train_images, validation_images = load_images(data, folder / BAD_IMAGES_FILE)

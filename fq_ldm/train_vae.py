@@ -33,8 +33,9 @@ def main(argv: list[str]) -> None:
     if not checkpoints(folder / "checkpoints"):
         accelerator.print(f"initialising from {len(sample)} training images")
         torch.manual_seed(config.seed)
-        model = build_model(data, vae)
-        model.initialize_(sample)
+        model = build_model(data, vae).to(accelerator.device)
+        if accelerator.is_main_process:  # the others get its weights and buffers with the first step
+            model.initialize_(sample.to(accelerator.device))
     shown = sample_images(validation_images, PREVIEW_IMAGES, seed=0)
 
     def compute_loss(prepared, images, generator):
@@ -46,8 +47,8 @@ def main(argv: list[str]) -> None:
         logs = {
             "reconstruction_loss": reconstruction_loss.detach(),
             "commit_loss": output.commit_loss.detach(),
-            "perplexity": perplexity(usage),
-            "codes_used": (usage > USED_SHARE / len(usage)).sum(),
+            "perplexity": lambda: perplexity(usage),
+            "codes_used": lambda: (usage > USED_SHARE / len(usage)).sum(),
         }
         return loss, logs
 

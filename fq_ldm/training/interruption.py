@@ -7,6 +7,8 @@ from accelerate import Accelerator
 
 from ..options import UserError
 
+ASK_STEPS = 10  # of several processes: asking waits for all of them
+
 
 class Stopped(UserError):
     """The run was asked to stop and has saved where it was."""
@@ -51,10 +53,12 @@ class StopRequest:
     def __exit__(self, *error) -> None:
         self._restore()
 
-    def agreed(self) -> int:
-        """The signal that any process has been sent, or 0; the same on all of them."""
+    def agreed(self, step: int) -> int:
+        """The signal that any process has been sent, or 0; the same on all of them, which ask at every tenth step."""
         if self.accelerator.num_processes == 1:
             return self._signal
+        if step % ASK_STEPS:
+            return 0
         mine = torch.tensor([self._signal], device=self.accelerator.device)
         return int(self.accelerator.gather(mine).max())
 

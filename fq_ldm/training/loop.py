@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from ..options import TrainingConfig
 from .interruption import StopRequest, leave
-from .nonfinite import at_fault, gradient_fault, loss_fault
+from .nonfinite import Watch, make_watch
 from .run import Progress, Run
 
 
@@ -30,7 +30,8 @@ def train(
         model: what is trained; its weights hold the result.
         loader: from `make_loader`.
         compute_loss: `compute_loss(prepared_model, batch, generator)` gives the loss, a scalar, and a dictionary
-            of what the progress bar and the tracker show (numbers or scalar tensors).
+            of what the progress bar and the tracker show: numbers, scalar tensors, or functions that give one when it
+            is shown.
         preview: `preview(step)` writes a picture and gives {name: arrays (n, H, W, 3)} for the tracker.
         ema: running mean of the model's parameters.
 
@@ -45,35 +46,31 @@ def train(
     run = Run(accelerator, config, model, loader, ema)
     accelerator.init_trackers(run.folder.name)
     run.model.train()
-    fault = None  # of the current step
+    watch = make_watch(run)
     with run.bar() as bar, StopRequest(accelerator) as request:
         for batch in run.batches():
             # Accumulate gradients, and update the weights.
             with accelerator.accumulate(run.model):
                 loss, shown = compute_loss(run.model, batch.data, batch.generator)
-                fault = fault or loss_fault(run, batch, loss) or _backward(run, loss)
-                if fault is None:
-                    run.optimizer.step()
-                else:
-                    at_fault(run, fault)
+                watch.take(batch, loss)
                 run.optimizer.zero_grad()
             if not accelerator.sync_gradients:
                 continue
-            run.complete_step(skipped=fault is not None)
-            fault = None
+            run.complete_step(left_out=watch.complete())
             bar.update()
 
             # Log.
             if run.due(config.logging_steps):
-                _log(run, bar, {"loss": loss.detach(), **shown})
+                _log(run, watch, bar, {"loss": loss.detach(), **shown})
 
             # Draw.
             if run.due(config.preview_steps):
                 _draw(run, preview)
 
             # Save, and stop if asked to.
-            stop = request.agreed()
+            stop = request.agreed(run.progress.step)
             if stop or run.due(config.checkpointing_steps):
+                watch.read({})
                 run.save()
             if stop and not run.finished():
                 leave(accelerator, run.progress.step, stop)
@@ -83,17 +80,12 @@ def train(
     return run.progress
 
 
-def _backward(run: Run, loss: torch.Tensor) -> str | None:
-    """Add the gradients of a loss; what is wrong with them, or None."""
-    run.accelerator.backward(loss)
-    return gradient_fault(run)
-
-
-def _log(run: Run, bar: tqdm, values: dict) -> None:
-    """Show numbers, or scalar tensors, in the progress bar and the tracker; stop if fp16 can train nothing."""
-    run.scaler.check(run.progress.step)
+def _log(run: Run, watch: Watch, bar: tqdm, values: dict) -> None:
+    """Show scalars in the progress bar and the tracker; stop if fp16 can train nothing."""
     speed = run.speed()
-    values = {name: torch.as_tensor(value).item() for name, value in values.items()}
+    values = {name: value() if callable(value) else value for name, value in values.items()}
+    values = watch.read({**values, **run.scaler.shown()})
+    run.scaler.check(values, run.progress.step)
     bar.set_postfix({k: f"{v:.4g}" for k, v in values.items()} | {"images/s": f"{speed:.0f}"})
     further = {"learning_rate": run.schedule.get_last_lr()[0], "images_per_second": speed}
     run.accelerator.log({**values, **further}, run.progress.step)

@@ -78,6 +78,7 @@ class Run:
             lr=config.learning_rate,
             betas=(config.adam_beta1, config.adam_beta2),
             weight_decay=config.weight_decay,
+            fused=looks_late(accelerator.device) or None,  # such an optimizer can leave a step out by itself
         )
         self.model, self.optimizer, self.loader = accelerator.prepare(model, optimizer, loader)
         self.steps_per_epoch = math.ceil(len(self.loader) / config.gradient_accumulation_steps)
@@ -143,8 +144,9 @@ class Run:
             epoch, steps_done = divmod(self.progress.step, self.steps_per_epoch)
             self.sampler.set_epoch(epoch)
             first = steps_done * self.config.gradient_accumulation_steps
-            rest = self.accelerator.skip_first_batches(self.loader, first)
-            rest.set_epoch(epoch)  # the new loader counts epochs from 0, and would shuffle as in the first one
+            rest = self.accelerator.skip_first_batches(self.loader, first) if first else self.loader
+            rest.set_epoch(epoch)  # a new loader counts epochs from 0, and would shuffle as in the first one
+            rest._non_blocking = self.loader._non_blocking  # accelerate forgets to hand it on
             for number, data in enumerate(rest, start=first):
                 key = (self.config.seed, self.accelerator.process_index, epoch, number)
                 self._step_batches += 1
@@ -152,20 +154,20 @@ class Run:
                 if self.finished():
                     return
 
-    def complete_step(self, skipped: bool) -> None:
-        """Count an optimizer step, made or skipped; learning rate and running mean follow."""
+    def complete_step(self, left_out: bool) -> None:
+        """Count an optimizer step, made or left out; learning rate and running mean follow."""
         progress, config = self.progress, self.config
         progress.step += 1
         progress.images += self._step_batches * config.train_batch_size * self.accelerator.num_processes
         progress.seconds += self._seconds_of_step()
-        progress.skipped += skipped
+        progress.skipped += left_out
         self._step_batches = 0
         self.scaler.after_step()
         if self.by_clock:
             follow_clock(self.schedule, self.optimizer, progress, config)
         else:
             self.schedule.step()
-        if self.ema is not None and not skipped:
+        if self.ema is not None and not left_out:
             self.ema.step(self.model.parameters())
 
     def start_step(self) -> None:
@@ -194,6 +196,11 @@ class Run:
         if self.by_clock and self.accelerator.num_processes > 1:
             seconds = broadcast(torch.tensor(seconds, device=self.accelerator.device, dtype=torch.float32)).item()
         return seconds
+
+
+def looks_late(device: torch.device) -> bool:
+    """Whether faults are looked for at logged steps alone: on a GPU, where to look is to wait."""
+    return device.type == "cuda"
 
 
 def follow_clock(schedule, optimizer, progress: Progress, config: TrainingConfig) -> None:

@@ -34,13 +34,22 @@ class ScalerWatch:
         skipped, self._skipped = int(self._skipped), 0
         return skipped
 
-    def check(self, step: int) -> None:
+    def shown(self) -> dict[str, torch.Tensor]:
+        """The scale, to be logged."""
+        return {} if self.scaler is None else {"loss_scale": self._scale}
+
+    def check(self, values: dict[str, float], step: int) -> None:
         """Stop a run that trains nothing.
+
+        Args:
+            values: the logged numbers, `shown` among them.
+            step: of the run.
 
         Raises:
             DataError: if the scale has collapsed.
         """
-        if self.scaler is not None and (scale := self.scaler.get_scale()) < LOWEST_SCALE:
+        scale = values.get("loss_scale")
+        if scale is not None and scale < LOWEST_SCALE:
             raise DataError(
                 f"step {step}: no scale of the loss keeps the gradients in the range of fp16 (it has fallen to "
                 f"{scale:.2g}, and steps are left out): train with mixed_precision bf16, or lower learning_rate"

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed
 
 from ..distributed import processes
 from ..options import DataError, TrainingConfig, UserError, to_yaml
@@ -79,6 +79,7 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
             log_with=None if config.report_to == "none" else config.report_to,
             project_config=ProjectConfiguration(config.output_dir, logging_dir=str(Path(config.output_dir) / "logs")),
             step_scheduler_with_optimizer=False,
+            dataloader_config=DataLoaderConfiguration(non_blocking=True),  # copies beside the step; memory is pinned
         )
     except ValueError as error:  # accelerate's word for an unknown or missing tracker
         raise UserError(f"report_to: {error}") from error
