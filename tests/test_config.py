@@ -7,7 +7,8 @@ from fq_ldm.options import DataConfig, LDMConfig, TrainingConfig, UserError, VAE
 
 CONFIG_ROOT = Path(__file__).parent.parent / "configs"
 CONFIGS = sorted([*CONFIG_ROOT.glob("*/vae.yaml"), *CONFIG_ROOT.glob("*/ldm.yaml")])
-METHODS = sorted(set(CONFIG_ROOT.glob("*/*.yaml")) - set(CONFIGS))
+LAUNCHES = set(CONFIG_ROOT.glob("accelerate/*.yaml"))  # of accelerate, not of models
+METHODS = sorted(set(CONFIG_ROOT.glob("*/*.yaml")) - set(CONFIGS) - LAUNCHES)
 
 
 def write(tmp_path, **values):

@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
 from accelerate.state import AcceleratorState
 from conftest import smooth_images
 from diffusers import DDPMScheduler, UNet2DModel
+from torch.distributed.run import get_args_parser
 
 import reproduce
 from fq_ldm import FQLDMPipeline, load_vae, train_ldm, train_vae
@@ -66,13 +69,20 @@ def commands(page):
     return found
 
 
+def launched(words, parser):
+    """A command of a launcher without the launcher's own options, which must be options of it."""
+    options = parser.parse_args(words)
+    if getattr(options, "config_file", None) is not None:
+        load_config_from_file(str(ROOT / options.config_file))
+    return [*(["-m"] if options.module else []), options.training_script, *options.training_script_args]
+
+
 def program(words):
     """A command without what launches it: the script or the program, and its arguments."""
     if words[:2] == ["accelerate", "launch"]:
-        words = words[2:]
+        words = launched(words[2:], launch_command_parser())
     elif words[0] == "torchrun":
-        assert words[1] == "--nproc_per_node" and words[2].isdigit()
-        words = words[3:]
+        words = launched(words[1:], get_args_parser())
     elif words[0] == "python":
         words = words[1:]
     if words[0] == "-m":
@@ -241,6 +251,12 @@ def test_a_wrong_command_is_found(workplace, trained, untrained_vae, capsys):
     for words in ("train_vae.py --num_token 3", "evaluate.py --metric fid", "examples/grid.py . --sample_count 3"):
         with pytest.raises((UserError, AssertionError)):
             test_command(["python", *words.split()], workplace, trained, untrained_vae, capsys)
+    for words in (
+        "torchrun --nodes 4 train_vae.py",
+        "accelerate launch --config_file configs/accelerate/none.yaml t.py",
+    ):
+        with pytest.raises((SystemExit, FileNotFoundError)):
+            test_command(words.split(), workplace, trained, untrained_vae, capsys)
     with pytest.raises(AssertionError):
         test_command(["make", "tea"], workplace, trained, untrained_vae, capsys)
     with pytest.raises(AssertionError, match="not run: say why"):

@@ -6,8 +6,9 @@ import pytest
 import torch
 from diffusers.optimization import get_scheduler
 
-from fq_ldm.options import TrainingConfig
-from fq_ldm.training.run import CLOCK_TICKS, Progress, follow_clock
+from fq_ldm.options import DataError, TrainingConfig
+from fq_ldm.training.run import CLOCK_TICKS, Progress, Run, follow_clock
+from fq_ldm.training.setup import make_accelerator, make_loader
 
 
 @pytest.mark.parametrize("seconds", [0.0, 2.5, 5.0, 9.0, 10.0, 12.0])
@@ -19,3 +20,13 @@ def test_the_learning_rate_is_that_of_the_time_that_has_passed(seconds):
     for step, warm_up in ((1, 0.5), (3, 1.0), (100, 1.0)):
         follow_clock(schedule, optimizer, Progress(step=step, seconds=seconds), config)
         assert optimizer.param_groups[0]["lr"] == pytest.approx(warm_up * cosine, abs=1e-9)
+
+
+def test_processes_that_see_different_checkpoints_stop(tmp_path, monkeypatch):
+    """Two machines whose output folder is not the same one: one would go on, the other start anew."""
+    config = TrainingConfig(output_dir=str(tmp_path), train_batch_size=2, report_to="none")
+    accelerator = make_accelerator(config)
+    monkeypatch.setattr(accelerator, "gather", lambda tensor: torch.cat([tensor, tensor + 300]))
+    loader = make_loader(torch.zeros(4, 1), config)
+    with pytest.raises(DataError, match=r"different steps in .* \(\[0, 300\]\): it must lie in a file system that all"):
+        Run(accelerator, config, torch.nn.Linear(1, 1), loader, None)

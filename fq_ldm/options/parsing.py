@@ -70,7 +70,11 @@ def find_config(name: str) -> Path:
     named = folder / f"{name}.yaml"
     if not path.is_absolute() and named.is_file():
         return named
-    names = [str(file.relative_to(folder).with_suffix("")) for file in sorted(folder.glob("*/*.yaml"))]
+    names = [
+        str(file.relative_to(folder).with_suffix(""))
+        for file in sorted(folder.glob("*/*.yaml"))
+        if file.parent.name != "accelerate"
+    ]
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean '{close[0]}'?" if close else ""
     raise UserError(f"config: {name} cannot be read: it is no file, and no name of a configuration{hint}")

@@ -13,7 +13,7 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
-from ..options import TrainingConfig
+from ..options import DataError, TrainingConfig
 from .checkpoint import load_checkpoint, newest_intact, save_checkpoint
 from .scaler import ScalerWatch
 from .setup import seed_batch
@@ -81,6 +81,9 @@ class Run:
             fused=looks_late(accelerator.device) or None,  # such an optimizer can leave a step out by itself
         )
         self.model, self.optimizer, self.loader = accelerator.prepare(model, optimizer, loader)
+        if config.compile:
+            # With several processes the codebook's sums over them break the graph.
+            self.model = torch.compile(self.model, fullgraph=accelerator.num_processes == 1)
         self.steps_per_epoch = math.ceil(len(self.loader) / config.gradient_accumulation_steps)
         self.max_steps = config.max_train_steps or config.num_train_epochs * self.steps_per_epoch
         self.by_clock = config.max_train_seconds is not None
@@ -92,12 +95,24 @@ class Run:
             num_training_steps=CLOCK_TICKS if self.by_clock else self.max_steps,
         )
         self.progress = Progress()
-        if checkpoint := newest_intact(self.folder / "checkpoints", accelerator.print):
+        checkpoint = newest_intact(self.folder / "checkpoints", accelerator.print)
+        self._check_shared(checkpoint)
+        if checkpoint is not None:
             self._resume(checkpoint)
         self.scaler = ScalerWatch(accelerator.scaler)
         self._step_batches = 0  # so far in this step
         self._step_start = 0.0  # time
         self._logged = (0, 0.0)  # images and time at the last logged step
+
+    def _check_shared(self, checkpoint: Path | None) -> None:
+        """Raise a `DataError` if processes see different checkpoints: some would start anew, others go on."""
+        mine = int(checkpoint.name.removeprefix("step_")) if checkpoint is not None else 0
+        steps = self.accelerator.gather(torch.tensor([mine], device=self.accelerator.device)).tolist()
+        if len(set(steps)) > 1:
+            raise DataError(
+                f"output_dir: processes find checkpoints of different steps in {self.folder} ({steps}): it must lie in "
+                "a file system that all machines share"
+            )
 
     def _resume(self, checkpoint: Path) -> None:
         state, schedule_state = load_checkpoint(self.accelerator, checkpoint, self.ema)
