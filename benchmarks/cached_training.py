@@ -23,8 +23,8 @@ from safetensors.torch import save_file
 
 from fq_ldm import load_vae, train_ldm
 from fq_ldm.data import load_images
+from fq_ldm.diffusion import latent_cache
 from fq_ldm.options import LATENTS_FOLDER, DataConfig, LDMConfig, TrainingConfig, parse_config
-from fq_ldm.training import latent_cache
 
 HELD_OUT = 64
 
@@ -55,7 +55,7 @@ def prepare(folder: Path, vae: str, count: int, argv: list[str]) -> None:
     data, ldm, _ = parse_config(argv, DataConfig, LDMConfig, TrainingConfig)
     images = load_images(data)[0]
     model.requires_grad_(False)
-    key = latent_cache._fingerprint(model, images, f"{ldm.target} {data.random_flip}")
+    key = latent_cache.fingerprint(model, images, f"{ldm.target} {data.random_flip}")
     (folder / "run" / LATENTS_FOLDER).mkdir(parents=True)
     codes, tokens = model.config.num_vq_embeddings, model.config.num_tokens
     for start in range(0, len(images), latent_cache.SHARD_IMAGES):

@@ -63,12 +63,15 @@ def hermitian(half: torch.Tensor, width: int) -> torch.Tensor:
     In column 0, and for even widths in column w / 2, rows k and -k of a real image are conjugate. Where they are not,
     libraries read such input differently; this is the real part of what it stands for.
     """
-    columns = [0] if width % 2 else [0, width // 2]
-    edges = half[..., columns]
-    mirrored = edges.flip(-2).roll(1, -2).conj()
-    inner = half[..., 1 : (width + 1) // 2]
-    edges = (edges + mirrored) / 2
-    return torch.cat([edges[..., :1], inner, edges[..., 1:]], dim=-1)
+    parts = [_hermitian_column(half[..., :1]), half[..., 1 : (width + 1) // 2]]
+    if width % 2 == 0:
+        parts.append(_hermitian_column(half[..., width // 2 :]))
+    return torch.cat(parts, dim=-1)
+
+
+def _hermitian_column(column: torch.Tensor) -> torch.Tensor:
+    """(..., h, 1) -> the same, with rows k and -k conjugate."""
+    return (column + column.flip(-2).roll(1, -2).conj()) / 2
 
 
 def _pack_column(column: torch.Tensor) -> torch.Tensor:

@@ -20,9 +20,9 @@ from .diffusion import (
     open_vae,
     start_from_,
 )
+from .diffusion.latent_cache import cache_latents
 from .options import DataConfig, LDMConfig, TrainingConfig, parse_config, resolved, run_script
 from .pipelines import FQLDMPipeline
-from .training.latent_cache import cache_latents
 from .training.ldm import columns, finish, sample
 from .training.loop import train
 from .training.setup import make_accelerator, make_loader, start_run

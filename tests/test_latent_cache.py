@@ -7,10 +7,9 @@ from safetensors.torch import load_file
 
 from fq_ldm import FQModel
 from fq_ldm.data import load_images
-from fq_ldm.diffusion import encode_images, latents_of_tokens
+from fq_ldm.diffusion import encode_images, latent_cache, latents_of_tokens
+from fq_ldm.diffusion.latent_cache import cache_latents, token_type
 from fq_ldm.options import DataConfig, DataError
-from fq_ldm.training import latent_cache
-from fq_ldm.training.latent_cache import cache_latents, token_type
 
 
 @pytest.fixture

@@ -16,12 +16,12 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
+from ..atomic import replacing
 from ..data import ImageDataset
-from ..diffusion.latents import ENCODE_BATCH_SIZE, encode_images, tokenize_images
 from ..distributed import my_share, processes
 from ..models import TokenAutoencoder
 from ..options import LATENTS_FOLDER, DataError
-from .atomic import replacing
+from .latents import ENCODE_BATCH_SIZE, encode_images, tokenize_images
 
 SHARD_IMAGES = 16_384
 
@@ -66,7 +66,7 @@ def cache_latents(
     """
     folder = folder / LATENTS_FOLDER
     folder.mkdir(exist_ok=True)
-    key = _fingerprint(vae, images, f"{target} {flip}")
+    key = fingerprint(vae, images, f"{target} {flip}")
     starts = range(0, len(images), SHARD_IMAGES)
     paths = {start: folder / f"{start // SHARD_IMAGES:05d}.safetensors" for start in starts}
     missing = [start for start in my_share(starts) if not _is_current(paths[start], key)]
@@ -117,7 +117,8 @@ def _is_current(path: Path, key: str) -> bool:
     return path.is_file() and (_open(path).metadata() or {}).get("key") == key
 
 
-def _fingerprint(vae: TokenAutoencoder, images: ImageDataset, options: str) -> str:
+def fingerprint(vae: TokenAutoencoder, images: ImageDataset, options: str) -> str:
+    """What a shard is for, in short: the FQ-VAE's weights, the images, and how they are encoded."""
     digest = hashlib.sha256(f"{images.config} {len(images)} {vae.config} {options}".encode())
     for name, value in vae.state_dict().items():
         digest.update(name.encode() + value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

@@ -33,6 +33,7 @@ class TrainingConfig:
     weight_decay: float = option(0.0, "AdamW weight decay")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
     mixed_precision: str = option("no", "no, fp16 (GPU only) or bf16", choices=["no", "fp16", "bf16"])
+    compile: bool = option(False, "compile the model with torch.compile: minutes at the start, faster steps")
     report_to: str = option("tensorboard", "experiment tracker, by its name in accelerate, or 'none'")
     logging_steps: int = option(50, "optimizer steps between logged values")
     checkpointing_steps: int = option(1000, "optimizer steps between checkpoints")

@@ -107,7 +107,8 @@ class StochasticCodebook(nn.Module):
         indices = log_q.argmax(-1)
         counts = count_entries(indices, len(self.entries))
         if self.training:
-            draw = F.gumbel_softmax(log_q, tau=self.temperature.item())
+            # A tensor will do, and reading it as a number would wait for a GPU.
+            draw = F.gumbel_softmax(log_q, tau=self.temperature)  # type: ignore[arg-type]
             quantized = draw @ entries
             if torch.is_grad_enabled():
                 self.update_(counts)

@@ -9,9 +9,9 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed
 
+from ..atomic import replacing
 from ..distributed import processes
 from ..options import DataError, TrainingConfig, UserError, to_yaml
-from .atomic import replacing
 from .checkpoint import check_same_run, checkpoints
 
 CONFIG_FILE = "training_config.yaml"
