@@ -4,8 +4,8 @@
 
 Writes a dataset of that many equal images and shards of random tokens into a temporary folder, as if they had been
 encoded, and trains a small UNet on them for some steps with train_ldm.py's own code. Prints a line of JSON for each
-process: its resident memory in MB after training, of its own (anonymous) and of mapped files, which processes share and
-the system takes back when it needs to; and its images/s.
+process: its resident memory in MB before the images are opened, and its peak, in which are the mapped pages that it has
+read: processes share them, and the system takes them back when it needs to; and its images/s.
 """
 
 import argparse
@@ -65,20 +65,20 @@ def prepare(folder: Path, vae: str, count: int, argv: list[str]) -> None:
         save_file({"items": items}, path, metadata={"key": key})
 
 
-def memory() -> dict[str, int]:
-    """Resident memory of this process in MB (Linux)."""
+def memory(key: str) -> int:
+    """A line of the kernel's account of this process, in MB (Linux)."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return {name: int(lines[key].split()[0]) // 1024 for name, key in (("own", "RssAnon"), ("mapped", "RssFile"))}
+    return int(lines[key].split()[0]) // 1024
 
 
 def work(folder: Path, count: int, argv: list[str]) -> None:
     """In each process: train, and say what that took."""
-    before = memory()
+    before = memory("VmRSS")
     train_ldm.main(argv)
     metrics = json.loads((folder / "run" / "metrics.json").read_text())
     speed = metrics["images_seen"] / metrics["train_seconds"]
     report = {"images": count, "process": int(os.environ["RANK"]), "images_per_second": round(speed, 1)}
-    print(json.dumps(report | {"before": before, "after": memory()}), flush=True)
+    print(json.dumps(report | {"resident_before": before, "peak": memory("VmHWM")}), flush=True)
 
 
 def main() -> None:
@@ -96,9 +96,12 @@ def main() -> None:
         prepare(folder, options.vae, options.images, flags(folder, options.vae, options.steps))
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(options.processes), "-m"]
         command += ["benchmarks.cached_training", *sys.argv[1:], "--folder", name]
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-        )
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        if not torch.cuda.is_available():
+            environment["ACCELERATE_USE_CPU"] = (
+                "true"  # or else each of several processes takes itself for the only one
+            )
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
         print("\n".join(line for line in done.stdout.splitlines() if line.startswith("{")))
 
 
