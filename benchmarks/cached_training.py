@@ -19,11 +19,10 @@ from pathlib import Path
 import datasets
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 from fq_ldm import load_vae, train_ldm
 from fq_ldm.data import load_images
-from fq_ldm.diffusion import latent_cache
+from fq_ldm.diffusion.latent_cache import fingerprint, shard_paths, token_type, write_shard
 from fq_ldm.options import LATENTS_FOLDER, DataConfig, LDMConfig, TrainingConfig, parse_config
 
 HELD_OUT = 64
@@ -55,14 +54,13 @@ def prepare(folder: Path, vae: str, count: int, argv: list[str]) -> None:
     data, ldm, _ = parse_config(argv, DataConfig, LDMConfig, TrainingConfig)
     images = load_images(data)[0]
     model.requires_grad_(False)
-    key = latent_cache.fingerprint(model, images, f"{ldm.target} {data.random_flip}")
-    (folder / "run" / LATENTS_FOLDER).mkdir(parents=True)
+    key = fingerprint(model, images, ldm.target, data.random_flip)
+    latents = folder / "run" / LATENTS_FOLDER
+    latents.mkdir(parents=True)
     codes, tokens = model.config.num_vq_embeddings, model.config.num_tokens
-    for start in range(0, len(images), latent_cache.SHARD_IMAGES):
-        size = min(latent_cache.SHARD_IMAGES, len(images) - start)
-        items = torch.randint(codes, (size, 1, tokens), dtype=torch.int32).to(latent_cache.token_type(codes))
-        path = folder / "run" / LATENTS_FOLDER / f"{start // latent_cache.SHARD_IMAGES:05d}.safetensors"
-        save_file({"items": items}, path, metadata={"key": key})
+    for path, part in shard_paths(latents, len(images)):
+        items = torch.randint(codes, (len(part), 1, tokens), dtype=torch.int32)
+        write_shard(path, items.to(token_type(codes)), key)
 
 
 def memory(key: str) -> int:
@@ -71,14 +69,12 @@ def memory(key: str) -> int:
     return int(lines[key].split()[0]) // 1024
 
 
-def work(folder: Path, count: int, argv: list[str]) -> None:
+def work(argv: list[str]) -> None:
     """In each process: train, and say what that took."""
     before = memory("VmRSS")
     train_ldm.main(argv)
-    metrics = json.loads((folder / "run" / "metrics.json").read_text())
-    speed = metrics["images_seen"] / metrics["train_seconds"]
-    report = {"images": count, "process": int(os.environ["RANK"]), "images_per_second": round(speed, 1)}
-    print(json.dumps(report | {"resident_before": before, "peak": memory("VmHWM")}), flush=True)
+    report = {"process": int(os.environ["RANK"]), "resident_before": before, "peak": memory("VmHWM")}
+    print(json.dumps(report), flush=True)
 
 
 def main() -> None:
@@ -90,19 +86,21 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # of a process that is to work
     options = parser.parse_args()
     if options.folder is not None:
-        return work(options.folder, options.images, flags(options.folder, options.vae, options.steps))
+        return work(flags(options.folder, options.vae, options.steps))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder, options.vae, options.images, flags(folder, options.vae, options.steps))
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(options.processes), "-m"]
         command += ["benchmarks.cached_training", *sys.argv[1:], "--folder", name]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        if not torch.cuda.is_available():
-            environment["ACCELERATE_USE_CPU"] = (
-                "true"  # or else each of several processes takes itself for the only one
-            )
+        if not torch.cuda.is_available():  # or else each of several processes takes itself for the only one
+            environment["ACCELERATE_USE_CPU"] = "true"
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
-        print("\n".join(line for line in done.stdout.splitlines() if line.startswith("{")))
+        metrics = json.loads((folder / "run" / "metrics.json").read_text())  # of all processes, written by one
+        speed = round(metrics["images_seen"] / metrics["train_seconds"], 1)
+        for line in done.stdout.splitlines():
+            if line.startswith("{"):
+                print(json.dumps({"images": options.images, "images_per_second": speed} | json.loads(line)))
 
 
 if __name__ == "__main__":

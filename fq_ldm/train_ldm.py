@@ -5,7 +5,6 @@ from pathlib import Path
 import torch
 from diffusers.training_utils import EMAModel
 
-from .cards import display_scale, save_grid
 from .data import BAD_IMAGES_FILE, load_images
 from .diffusion import (
     build_scheduler,
@@ -23,7 +22,7 @@ from .diffusion import (
 from .diffusion.latent_cache import cache_latents
 from .options import DataConfig, LDMConfig, TrainingConfig, parse_config, resolved, run_script
 from .pipelines import FQLDMPipeline
-from .training.ldm import columns, finish, sample
+from .training.ldm import draw_samples, finish, sample
 from .training.loop import train
 from .training.setup import make_accelerator, make_loader, start_run
 
@@ -71,9 +70,8 @@ def main(argv: list[str]) -> None:
         return diffusion_loss(prepared, scheduler, latents, generator, ldm.snr_gamma), {}
 
     def preview(step):
-        images = sample(unet, vae, scheduler, ema, ldm)
         path = folder / "previews" / f"{step:08d}.png"
-        return {"samples": save_grid(images, path, columns(len(images)), display_scale(data.size[0]))}
+        return {"samples": draw_samples(sample(unet, vae, scheduler, ema, ldm), path)}
 
     loader = make_loader(train_data, config, data.dataloader_num_workers)
     progress = train(accelerator, config, unet, loader, compute_loss, preview, ema)
@@ -83,10 +81,7 @@ def main(argv: list[str]) -> None:
         ema.copy_to(unet.parameters())
     metrics = {
         "validation_loss": held_out_loss(unet, scheduler, vae, validation_images, ldm.target, config.train_batch_size),
-        "steps": progress.step,
-        "images_seen": progress.images,
-        "train_seconds": progress.seconds,
-        **({"steps_skipped": progress.skipped} if progress.skipped else {}),
+        **progress.metrics(),
     }
     if accelerator.is_main_process:
         print(f"validation: {metrics}")

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import torch
 
-from .cards import display_scale, save_grid
 from .data import BAD_IMAGES_FILE, load_images, random_flip, sample_images
 from .metrics.image import SSIM_WINDOW
 from .options import DataConfig, TrainingConfig, VAEConfig, check, parse_config, resolved, run_script
@@ -12,7 +11,7 @@ from .quantization.codebook import perplexity
 from .training.checkpoint import checkpoints
 from .training.loop import train
 from .training.setup import make_accelerator, make_loader, start_run
-from .training.vae import PREVIEW_IMAGES, build_model, finish, measure
+from .training.vae import PREVIEW_IMAGES, build_model, draw_reconstructions, finish, measure
 
 USED_SHARE = 0.01  # in the progress bar, a code counts as used from this part of the mean usage on
 
@@ -53,12 +52,7 @@ def main(argv: list[str]) -> None:
         return loss, logs
 
     def preview(step):
-        model.eval()
-        with torch.no_grad():
-            reconstructions = model(shown.to(accelerator.device)).sample.float().cpu()
-        pairs = (torch.cat([shown, reconstructions]) + 1) / 2
-        picture = save_grid(pairs, folder / "previews" / f"{step:08d}.png", PREVIEW_IMAGES, display_scale(data.size[0]))
-        return {"reconstructions": picture}
+        return {"reconstructions": draw_reconstructions(model, shown, folder / "previews" / f"{step:08d}.png")}
 
     loader = make_loader(train_images, config, data.dataloader_num_workers)
     progress = train(accelerator, config, model, loader, compute_loss, preview)

@@ -32,6 +32,16 @@ def smooth_images(count: int, channels: int, height: int, width: int, seed: int 
     return (images / 2).clamp(-1, 1)
 
 
+def untrained_pipeline(vae: FQModel, num_train_timesteps: int) -> FQLDMPipeline:
+    """The smallest UNet for the latents of a model, with DDPM of so many steps."""
+    channels, height, _ = vae.diffusion_latent_shape
+    unet = UNet2DModel(
+        height, channels, channels, block_out_channels=(8,), layers_per_block=1, down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",), norm_num_groups=4,
+    )  # fmt: skip
+    return FQLDMPipeline(vae, unet, DDPMScheduler(num_train_timesteps=num_train_timesteps, clip_sample=False))
+
+
 @pytest.fixture
 def images() -> torch.Tensor:
     return smooth_images(64, 3, 8, 12)

@@ -15,12 +15,11 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.state import AcceleratorState
-from conftest import smooth_images
-from diffusers import DDPMScheduler, UNet2DModel
+from conftest import smooth_images, untrained_pipeline
 from torch.distributed.run import get_args_parser
 
 import reproduce
-from fq_ldm import FQLDMPipeline, load_vae, train_ldm, train_vae
+from fq_ldm import load_vae, train_ldm, train_vae
 from fq_ldm.evaluation import check_images, chosen_metrics
 from fq_ldm.options import DataConfig, EvaluationConfig, LDMConfig, TrainingConfig, UserError, VAEConfig, parse_config
 from fq_ldm.training.vae import build_model
@@ -268,13 +267,7 @@ def quickstart(workplace, untrained_vae):
     model, _ = untrained_vae("runs/quickstart/vae")
     model.initialize_(smooth_images(64, 1, 28, 28))
     model.save_pretrained(workplace / "runs/quickstart/vae")
-    channels, height, _ = model.diffusion_latent_shape
-    unet = UNet2DModel(
-        height, channels, channels, block_out_channels=(8,), layers_per_block=1, down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",), norm_num_groups=4,
-    )  # fmt: skip
-    scheduler = DDPMScheduler(num_train_timesteps=100, clip_sample=False)
-    FQLDMPipeline(model, unet, scheduler).save_pretrained(workplace / "runs/quickstart/pipeline")
+    untrained_pipeline(model, 100).save_pretrained(workplace / "runs/quickstart/pipeline")
 
 
 @pytest.mark.parametrize(

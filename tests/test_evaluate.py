@@ -6,11 +6,10 @@ from urllib.error import URLError
 
 import pytest
 import torch
-from conftest import smooth_images
-from diffusers import DDPMScheduler, UNet2DModel
+from conftest import smooth_images, untrained_pipeline
 
 import evaluate
-from fq_ldm import FQLDMPipeline, FQModel
+from fq_ldm import FQModel
 from fq_ldm.options import run_script
 
 EXTRACTOR = '''
@@ -57,14 +56,8 @@ def vae(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pipeline(vae):
     model = FQModel.from_pretrained(vae)
-    channels, height, _ = model.diffusion_latent_shape
-    unet = UNet2DModel(
-        height, channels, channels, block_out_channels=(8,), layers_per_block=1, down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",), norm_num_groups=4,
-    )  # fmt: skip
-    scheduler = DDPMScheduler(num_train_timesteps=4, clip_sample=False)
     folder = vae.parent / "pipeline"
-    FQLDMPipeline(model, unet, scheduler).save_pretrained(folder)
+    untrained_pipeline(model, 4).save_pretrained(folder)
     return folder
 
 

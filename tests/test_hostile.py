@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import smooth_images
-from diffusers import DDPMScheduler, UNet2DModel
+from conftest import smooth_images, untrained_pipeline
 from PIL import Image
 from test_interruption import Bomb
 from test_scripts import LDM_OPTIONS, VAE_OPTIONS, call  # noqa: F401  (a fixture)
@@ -213,13 +212,7 @@ def saved_pipeline(tmp_path):
         in_channels=3, sample_size=16, block_out_channels=(8,), norm_num_groups=4, num_tokens=8, num_vq_embeddings=16,
         vq_embed_dim=4, spectral_crop=8,
     )  # fmt: skip
-    unet = UNet2DModel(
-        8, 3, 3, block_out_channels=(8,), layers_per_block=1, down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",), norm_num_groups=4,
-    )  # fmt: skip
-    FQLDMPipeline(model, unet, DDPMScheduler(num_train_timesteps=4, clip_sample=False)).save_pretrained(
-        tmp_path / "pipeline"
-    )
+    untrained_pipeline(model, 4).save_pretrained(tmp_path / "pipeline")
     return tmp_path / "pipeline"
 
 

@@ -7,6 +7,7 @@ what is read lies in memory: the shards are mapped, not loaded, and processes of
 import bisect
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -66,20 +67,25 @@ def cache_latents(
     """
     folder = folder / LATENTS_FOLDER
     folder.mkdir(exist_ok=True)
-    key = fingerprint(vae, images, f"{target} {flip}")
-    starts = range(0, len(images), SHARD_IMAGES)
-    paths = {start: folder / f"{start // SHARD_IMAGES:05d}.safetensors" for start in starts}
-    missing = [start for start in my_share(starts) if not _is_current(paths[start], key)]
-    for start in tqdm(missing, desc="encoding images", disable=not (missing and processes().is_main_process)):
-        part = Subset(images, range(start, min(start + SHARD_IMAGES, len(images))))
-        _write(paths[start], _encode(vae, part, target, flip), key)
+    key = fingerprint(vae, images, target, flip)
+    shards = shard_paths(folder, len(images))
+    missing = [shard for shard in my_share(shards) if not _is_current(shard[0], key)]
+    for path, part in tqdm(missing, desc="encoding images", disable=not (missing and processes().is_main_process)):
+        write_shard(path, _encode(vae, Subset(images, part), target, flip), key)
     wait()
-    return CachedLatents([_open(path).get_tensor("items") for path in paths.values()])
+    return CachedLatents([_open(path).get_tensor("items") for path, _ in shards])
+
+
+def shard_paths(folder: Path, count: int) -> list[tuple[Path, range]]:
+    """The files of so many images, and the images of each."""
+    starts = range(0, count, SHARD_IMAGES)
+    parts = [range(start, min(start + SHARD_IMAGES, count)) for start in starts]
+    return [(folder / f"{number:05d}.safetensors", part) for number, part in enumerate(parts)]
 
 
 def _encode(vae: TokenAutoencoder, images: Subset, target: str, flip: bool) -> torch.Tensor:
     """(n, V, U) of the smallest type that holds a token, or (n, V, C, H, W) float32."""
-    encode = tokenize_images if target == "quantized" else encode_latents
+    encode = tokenize_images if target == "quantized" else partial(encode_images, target=target)
     batches = []
     for batch in tqdm(DataLoader(images, batch_size=ENCODE_BATCH_SIZE), desc="a shard", leave=False):
         views = [batch, batch.flip(-1)] if flip else [batch]
@@ -88,17 +94,17 @@ def _encode(vae: TokenAutoencoder, images: Subset, target: str, flip: bool) -> t
     return items if items.is_floating_point() else items.to(token_type(vae.config.num_vq_embeddings))
 
 
-def encode_latents(vae: TokenAutoencoder, images: torch.Tensor) -> torch.Tensor:
-    """Images (B, c, H, W) -> unquantized diffusion latents (B, C, H', W')."""
-    return encode_images(vae, images, "unquantized")
-
-
 def token_type(num_vq_embeddings: int) -> torch.dtype:
     """The smallest integers that hold 0 .. M - 1."""
     return next(t for t in (torch.uint8, torch.uint16, torch.int32) if num_vq_embeddings - 1 <= torch.iinfo(t).max)
 
 
-def _write(path: Path, items: torch.Tensor, key: str) -> None:
+def write_shard(path: Path, items: torch.Tensor, key: str) -> None:
+    """Keep encoded images (n, V, ...) under the fingerprint of what they were encoded with.
+
+    Raises:
+        DataError: if they cannot be written.
+    """
     try:
         with replacing(path) as file:
             save_file({"items": items}, file, metadata={"key": key})
@@ -117,9 +123,9 @@ def _is_current(path: Path, key: str) -> bool:
     return path.is_file() and (_open(path).metadata() or {}).get("key") == key
 
 
-def fingerprint(vae: TokenAutoencoder, images: ImageDataset, options: str) -> str:
+def fingerprint(vae: TokenAutoencoder, images: ImageDataset, target: str, flip: bool) -> str:
     """What a shard is for, in short: the FQ-VAE's weights, the images, and how they are encoded."""
-    digest = hashlib.sha256(f"{images.config} {len(images)} {vae.config} {options}".encode())
+    digest = hashlib.sha256(f"{images.config} {len(images)} {vae.config} {target} {flip}".encode())
     for name, value in vae.state_dict().items():
         digest.update(name.encode() + value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
@@ -49,9 +50,9 @@ def sample(unet: UNet2DModel, vae: TokenAutoencoder, scheduler, ema: EMAModel | 
     return images
 
 
-def columns(count: int) -> int:
-    """Columns of a nearly square grid."""
-    return max(1, round(count**0.5))
+def draw_samples(images: torch.Tensor, path: Path) -> np.ndarray:
+    """Write images (n, c, H, W) in [0, 1] as a nearly square grid, as `save_grid` does."""
+    return save_grid(images, path, max(1, round(len(images) ** 0.5)), display_scale(images.shape[-2]))
 
 
 def finish(pipeline: FQLDMPipeline, ldm: LDMConfig, config: TrainingConfig, metrics: dict, options: dict) -> None:
@@ -64,7 +65,7 @@ def finish(pipeline: FQLDMPipeline, ldm: LDMConfig, config: TrainingConfig, metr
     pipeline.save_pretrained(folder)
     pipeline.unet.float()
     images = sample(pipeline.unet, pipeline.vqvae, pipeline.scheduler, None, ldm)
-    save_grid(images, folder / "samples.png", columns(len(images)), display_scale(images.shape[-2]))
+    draw_samples(images, folder / "samples.png")
     save_metrics(folder, metrics)
     parameters = sum(p.numel() for p in pipeline.unet.parameters())
     channels, height, width = pipeline.vqvae.diffusion_latent_shape

@@ -52,15 +52,18 @@ class Watch:
         return describe(self.run, losses[process].item(), self.run.progress.step + 1, batch.number, process)
 
     def _gradient_fault(self, loss: torch.Tensor) -> str | None:
-        run = self.run
-        run.accelerator.backward(loss)
-        if not run.accelerator.sync_gradients:
+        norm = self._backward(loss)
+        return None if norm is None or torch.isfinite(norm) else f"the gradient is {norm.item()}"
+
+    def _backward(self, loss: torch.Tensor) -> torch.Tensor | None:
+        """Add the gradients of a loss, and clip those of a complete step; their norm, where it is ours to judge."""
+        accelerator = self.run.accelerator
+        accelerator.backward(loss)
+        if not accelerator.sync_gradients:
             return None
-        norm = run.accelerator.clip_grad_norm_(run.model.parameters(), run.config.max_grad_norm)
+        norm = accelerator.clip_grad_norm_(self.run.model.parameters(), self.run.config.max_grad_norm)
         # The scaler of fp16 expects overflows, and skips such steps itself.
-        if run.accelerator.scaler is not None or torch.isfinite(norm):
-            return None
-        return f"the gradient is {norm.item()}"
+        return norm if accelerator.scaler is None else None
 
 
 class LateWatch(Watch):
@@ -82,17 +85,15 @@ class LateWatch(Watch):
 
     def take(self, batch: Batch, loss: torch.Tensor) -> None:
         """As `Watch.take`, but faults are told by `read`."""
-        run = self.run
+        optimizer = self.run.optimizer
         self._note(loss.detach(), batch.number)
-        run.accelerator.backward(loss)
-        if run.accelerator.sync_gradients:
-            norm = run.accelerator.clip_grad_norm_(run.model.parameters(), run.config.max_grad_norm)
-            if run.accelerator.scaler is None:
-                self._note(norm, -1)
-                left_out = ~torch.isfinite(norm)
-                run.optimizer.optimizer.found_inf = left_out.float()
-                self._left_out = self._left_out + left_out
-        run.optimizer.step()
+        norm = self._backward(loss)
+        if norm is not None:
+            self._note(norm, -1)
+            left_out = ~torch.isfinite(norm)
+            optimizer.optimizer.found_inf = left_out.float()
+            self._left_out = self._left_out + left_out
+        optimizer.step()
 
     def complete(self) -> bool:
         """False: `read` counts what was left out."""
@@ -141,10 +142,9 @@ def make_watch(run: Run) -> Watch:
 
 def describe(run: Run, loss: float, step: int, number: int, process: int) -> str:
     """The loss of batch `number` of the epoch of a step, with the images of its process."""
-    run.sampler.set_epoch((step - 1) // run.steps_per_epoch)
     size = run.config.train_batch_size
     start = (number * run.accelerator.num_processes + process) * size
-    images = list(run.sampler)[start : start + size]
+    images = run.sampler.order((step - 1) // run.steps_per_epoch)[start : start + size]
     return f"the loss is {loss} for the training images {', '.join(map(str, images))}"
 
 

@@ -38,6 +38,11 @@ class Progress:
     seconds: float = 0.0
     skipped: int = 0
 
+    def metrics(self) -> dict[str, float]:
+        """What `metrics.json` says of it."""
+        metrics = {"steps": self.step, "images_seen": self.images, "train_seconds": self.seconds}
+        return metrics | ({"steps_skipped": self.skipped} if self.skipped else {})
+
 
 @dataclass
 class Batch:

@@ -33,7 +33,11 @@ class SeededShuffle(torch.utils.data.Sampler):
         return self.length
 
     def __iter__(self):
-        yield from map(int, np.random.default_rng([self.seed, self.epoch]).permutation(self.length))
+        yield from map(int, self.order(self.epoch))
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The images of an epoch, (length,) int64."""
+        return np.random.default_rng([self.seed, epoch]).permutation(self.length)
 
 
 def start_run(config: TrainingConfig, options: dict) -> None:

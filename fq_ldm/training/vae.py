@@ -4,6 +4,7 @@ import inspect
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm.auto import tqdm
 
@@ -50,24 +51,25 @@ def measure(model: TokenAutoencoder, progress: Progress, held_out: ImageDataset,
     model.measure_diffusion_latents_(latents)
     batches = tqdm(my_batches(held_out, EVALUATION_BATCH_SIZE), desc="held-out images")
     metrics = evaluate_reconstruction(model, batches, pixel_variance([sample]), merge=merge)
-    return metrics | {
-        "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "steps": progress.step,
-        "images_seen": progress.images,
-        "train_seconds": progress.seconds,
-        **({"steps_skipped": progress.skipped} if progress.skipped else {}),
-    }
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return metrics | {"parameters": parameters} | progress.metrics()
+
+
+@torch.no_grad()
+def draw_reconstructions(model: TokenAutoencoder, shown: torch.Tensor, path: Path) -> np.ndarray:
+    """Write images (n, c, H, W) in [-1, 1] above their reconstructions, as `save_grid` does; the model is evaluated."""
+    model.eval()
+    reconstructions = model(shown.to(model.device)).sample.float().cpu()
+    pairs = (torch.cat([shown, reconstructions]) + 1) / 2
+    return save_grid(pairs, path, len(shown), display_scale(shown.shape[-2]))
 
 
 def finish(model: TokenAutoencoder, metrics: dict, shown: torch.Tensor, config: TrainingConfig, options: dict) -> None:
     """Save the trained model with a picture, its metrics and its card."""
     folder = Path(config.output_dir)
-    with torch.no_grad():
-        reconstructions = model(shown.to(model.device)).sample.float().cpu()
     print("validation: " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
     model.save_pretrained(folder)
-    pairs = (torch.cat([shown, reconstructions]) + 1) / 2
-    save_grid(pairs, folder / "reconstructions.png", PREVIEW_IMAGES, display_scale(shown.shape[-2]))
+    draw_reconstructions(model, shown, folder / "reconstructions.png")
     save_metrics(folder, metrics)
     save_card(
         folder,
