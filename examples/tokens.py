@@ -1,6 +1,6 @@
 """What a token is: python examples/tokens.py MODEL --images DATASET [--output_dir .]
 
-Writes two pictures of a trained FQ-VAE with interleaved tokens:
+Writes two pictures of a trained FQ-VAE whose tokens are filters of a bank, or interleaved coefficients:
 
 token_filters.png  A column for each of a few tokens; the last for all of them together. Above, the frequencies that a
                    token holds, zero in the middle, in the colour of their latent channel. Between, the waves that they
@@ -12,7 +12,6 @@ token_change.png   A row for each of a few tokens: the reconstruction, the same 
 """
 
 import argparse
-import math
 from pathlib import Path
 
 import torch
@@ -23,8 +22,8 @@ from fq_ldm.cards import save_grid
 from fq_ldm.data import load_images, sample_images
 from fq_ldm.models import TokenAutoencoder
 from fq_ldm.options import DataConfig
-from fq_ldm.quantization.tokens import InterleavedTokens
-from fq_ldm.spectrum import packed_frequencies, spectral_resize
+from fq_ldm.quantization import BankTokens, InterleavedTokens
+from fq_ldm.spectrum import pack_spectrum, packed_frequencies, spectral_resize
 
 FILTERS, CHANGES = 5, 3  # tokens in each picture
 TILE = 128  # pixels, at least, of the longer side of an image in the pictures
@@ -42,7 +41,7 @@ def token_parts(model: TokenAutoencoder, tokens: torch.Tensor) -> tuple[torch.Te
     """What each token of one image adds to its latent.
 
     Args:
-        model: with interleaved tokens.
+        model: with tokens of a bank, or interleaved.
         tokens: (U, m), as `model.quantize.split` gives them, float32.
 
     Returns:
@@ -60,6 +59,19 @@ def linear_images(model: TokenAutoencoder, latents: torch.Tensor) -> torch.Tenso
     return torch.einsum("dc,ndhw->nchw", model.color_transform, spectral_resize(latents, model.sample_size))
 
 
+def filter_energy(model: TokenAutoencoder, tokens: list[int]) -> torch.Tensor:
+    """Where in the spectrum the orthonormal filters of tokens lie: (D, h * w), the number of filters in all."""
+    layout = model.quantize.tokens
+    lengths = layout.error_weights().rsqrt()  # of a step in a token that is 1 long in the latent
+    empty = layout.join(torch.zeros_like(lengths)[None])
+    energy = torch.zeros(empty.shape[1:])
+    for token in tokens:
+        steps = torch.zeros(layout.token_dim, *lengths.shape)
+        steps[range(layout.token_dim), token, range(layout.token_dim)] = lengths[token]
+        energy += pack_spectrum(layout.join(steps) - empty).square().sum(0)
+    return energy.flatten(1)
+
+
 def frequency_planes(model: TokenAutoencoder, chosen: list[int]) -> torch.Tensor:
     """The frequencies that tokens hold, zero in the middle, and last those of all tokens.
 
@@ -69,18 +81,22 @@ def frequency_planes(model: TokenAutoencoder, chosen: list[int]) -> torch.Tensor
     layout = model.quantize.tokens
     _, h, w = layout.latent_shape
     rows, columns = (side // 2 for side in layout.spectral_crop)
-    frequencies = packed_frequencies(h, w)
+    row, column, _ = packed_frequencies(h, w).T
+    inside = (row.abs() <= rows) & (column <= columns)
+    place = (rows + row[inside]) * (2 * columns + 1) + columns + column[inside]
     shades = model.color_transform / model.color_transform.abs().amax(1, keepdim=True)
     shades = (0.5 + 0.5 * shades).expand(-1, 3)  # (D, 3): greyscale has one colour
-    planes = torch.full((len(chosen) + 1, 3, 2 * rows + 1, 2 * columns + 1), DARK)
-    planes[:, :, rows], planes[:, :, :, columns] = AXES, AXES
-    groups = [[token] for token in chosen] + [range(model.config.num_tokens)]
-    for plane, group in zip(planes, groups, strict=True):
-        for position in layout.index[list(group)].T.flatten().tolist():  # tier by tier: the weakest on top
-            row, column, _ = frequencies[position % (h * w)]
-            for sign in (1, -1):  # a real wave has both
-                plane[:, rows + sign * row, columns + sign * column] = shades[position // (h * w)]
-    return planes
+    planes = []
+    for group in [[token] for token in chosen] + [range(model.config.num_tokens)]:
+        energy = filter_energy(model, list(group))
+        plane = torch.zeros(len(energy), (2 * rows + 1) * (2 * columns + 1)).index_add(1, place, energy[:, inside])
+        plane = (plane + plane.flip(1)).unflatten(1, (2 * rows + 1, 2 * columns + 1))  # a real wave has both signs
+        total = plane.sum(0)
+        color = torch.einsum("dhw,dc->chw", plane, shades) / total.clamp(min=1e-12)
+        ground = torch.full_like(color, DARK)
+        ground[:, rows], ground[:, :, columns] = AXES, AXES
+        planes.append(torch.lerp(ground, color, (total / total.max()).sqrt()))
+    return torch.stack(planes)
 
 
 def replace_token(model: TokenAutoencoder, indices: torch.Tensor, token: int) -> torch.Tensor:
@@ -147,16 +163,15 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("."))
     options = parser.parse_args()
     model = load_vae(options.model)
-    if not isinstance(model.quantize.tokens, InterleavedTokens):
-        parser.error(f"{options.model}: its tokens are no Fourier coefficients")
+    if not isinstance(model.quantize.tokens, (BankTokens, InterleavedTokens)):
+        parser.error(f"{options.model}: its tokens are no filters of a bank and no Fourier coefficients")
     data = DataConfig(
         dataset=options.images, validation_split=options.validation_split, image_column=options.image_column,
         channels=model.config.in_channels, resolution=list(model.sample_size),
     )  # fmt: skip
-    layout = model.quantize.tokens
-    channels = layout.index.flatten() // math.prod(layout.latent_shape[1:])
-    held = torch.bincount(channels, minlength=layout.latent_shape[0]).tolist()
-    print(f"coefficients that tokens hold of each latent channel: {' '.join(map(str, held))}")
+    with torch.no_grad():
+        held = filter_energy(model, range(model.config.num_tokens)).sum(1).tolist()
+    print(f"filters that tokens hold of each latent channel: {' '.join(f'{number:.0f}' for number in held)}")
     image = sample_images(load_images(data)[1], 1, options.seed)
     scale = -(-TILE // max(model.sample_size))
     size = (scale * model.sample_size[0], scale * model.sample_size[1])

@@ -25,6 +25,7 @@ import math
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 
 
 def pack_spectrum(latents: torch.Tensor) -> torch.Tensor:
@@ -97,24 +98,27 @@ def _unpack_column(packed: torch.Tensor) -> torch.Tensor:
     return torch.cat([*parts, pairs.conj().flip(-1)], dim=-1).unsqueeze(-1)
 
 
-@lru_cache(maxsize=64)
-def packed_frequencies(h: int, w: int) -> tuple[tuple[int, int, str], ...]:
+def packed_frequencies(h: int, w: int) -> torch.Tensor:
     """The frequency of each packed entry, row by row.
 
     Returns:
-        h*w triples (row frequency, column frequency, "re" or "im"). Row frequencies
-        are signed, in -((h-1)//2) .. h//2; column frequencies are in 0 .. w//2.
+        LongTensor (h*w, 3): row frequency, signed, in -((h-1)//2) .. h//2; column frequency, in 0 .. w//2; and 0 for
+        a real or 1 for an imaginary part.
     """
     n = (w - 1) // 2
-    columns = [(k, "re") for k in range(1, n + 1)] + [(k, "im") for k in range(1, n + 1)]
-    rows = [(k, "re") for k in range(h // 2 + 1)] + [(k, "im") for k in range(1, (h - 1) // 2 + 1)]
-    layout = []
-    for i in range(h):
-        layout.append((rows[i][0], 0, rows[i][1]))
-        layout += [(i if i <= h // 2 else i - h, k, part) for k, part in columns]
-        if w % 2 == 0:
-            layout.append((rows[i][0], w // 2, rows[i][1]))
-    return tuple(layout)
+    paired = torch.arange(1, n + 1)
+    borders = [torch.zeros(1, dtype=torch.long), torch.full((1 - w % 2,), w // 2)]
+    columns = torch.cat([borders[0], paired, paired, borders[1]])
+    column_parts = torch.cat([borders[0], torch.zeros(n, dtype=torch.long), torch.ones(n, dtype=torch.long)])
+    rows = torch.arange(h)
+    signed = torch.where(rows <= h // 2, rows, rows - h)
+    folded = torch.cat([torch.arange(h // 2 + 1), torch.arange(1, (h - 1) // 2 + 1)])  # of a Hermitian column
+    hermitian_column = (columns == 0) | (2 * columns == w)
+    row_frequencies = torch.where(hermitian_column, folded.unsqueeze(1), signed.unsqueeze(1))
+    parts = torch.where(
+        hermitian_column, (rows > h // 2).long().unsqueeze(1), F.pad(column_parts, (0, 1 - w % 2)).unsqueeze(0)
+    )
+    return torch.stack([row_frequencies, columns.expand(h, w), parts], dim=-1).flatten(0, 1)
 
 
 @lru_cache(maxsize=64)
@@ -141,9 +145,10 @@ def spectral_crop_index(
     """
     if crop[0] > size[0] or crop[1] > size[1] or min(crop) < 1:
         raise ValueError(f"spectral crop {crop} must lie between (1, 1) and the latent size {size}")
-    position = {frequency: i for i, frequency in enumerate(packed_frequencies(*size))}
     with torch.inference_mode(False):  # it is kept, and training cannot use what was made in inference mode
-        return torch.tensor([position[frequency] for frequency in packed_frequencies(*crop)], device=device)
+        position = torch.full((size[0], size[1], 2), -1)  # by row (negative ones from the end), column and part
+        position[tuple(packed_frequencies(*size).T)] = torch.arange(size[0] * size[1])
+        return position[tuple(packed_frequencies(*crop).T)].to(device)
 
 
 def spectral_resize(latents: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

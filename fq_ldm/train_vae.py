@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from .data import BAD_IMAGES_FILE, load_images, random_flip, sample_images
+from .data import BAD_IMAGES_FILE, load_images, random_flip, sample_batches, sample_images
 from .metrics.image import SSIM_WINDOW
-from .options import DataConfig, TrainingConfig, VAEConfig, check, parse_config, resolved, run_script
+from .options import DataConfig, DataError, TrainingConfig, VAEConfig, check, parse_config, resolved, run_script
 from .quantization.codebook import perplexity
 from .training.checkpoint import checkpoints
 from .training.loop import train
@@ -28,13 +28,16 @@ def main(argv: list[str]) -> None:
     accelerator = make_accelerator(config)
     folder = Path(config.output_dir)
     train_images, validation_images = load_images(data, folder / BAD_IMAGES_FILE)
-    sample = sample_images(train_images, vae.init_images, config.seed)
+    sample = sample_batches(train_images, vae.init_images, config.seed, data.dataloader_num_workers)
     if not checkpoints(folder / "checkpoints"):
-        accelerator.print(f"initialising from {len(sample)} training images")
+        accelerator.print(f"initialising from {len(sample.dataset)} training images")
         torch.manual_seed(config.seed)
         model = build_model(data, vae).to(accelerator.device)
         if accelerator.is_main_process:  # the others get its weights and buffers with the first step
-            model.initialize_(sample.to(accelerator.device))
+            try:
+                model.initialize_(sample)
+            except ValueError as error:
+                raise DataError(f"{data.dataset}: {error}") from error
     shown = sample_images(validation_images, PREVIEW_IMAGES, seed=0)
 
     def compute_loss(prepared, images, generator):
@@ -52,6 +55,8 @@ def main(argv: list[str]) -> None:
         return loss, logs
 
     def preview(step):
+        if not accelerator.is_main_process:
+            return {}
         return {"reconstructions": draw_reconstructions(model, shown, folder / "previews" / f"{step:08d}.png")}
 
     loader = make_loader(train_images, config, data.dataloader_num_workers)

@@ -37,7 +37,7 @@ class Experiment:
     notes: tuple[str, ...] = field(default_factory=tuple)
 
 
-FQ = Row("FQ-VAE (default: interleaved tokens)", "methods/fq_vae")
+FQ = Row("FQ-VAE (default: learnt bank)", "methods/fq_vae")
 FQ_PAPER = Row("FQ-VAE as printed, filters start as a partition", "methods/fq_vae_paper")
 FQ_ALIKE = Row("FQ-VAE as printed, filters start alike", "methods/fq_vae_paper_alike")
 VQ = Row("VQ-VAE", "methods/vq_vae")
@@ -83,12 +83,17 @@ EXPERIMENTS = {
             Row("G: D + E", "ablation/G"),
             Row("H: B + E", "ablation/H"),
             Row("I: all", "ablation/I"),
+            Row("I with fixed combs", "ablation/I_combs"),
             Row("B as printed", "ablation/B_paper"),
             Row("F as printed", "ablation/F_paper"),
             Row("H as printed", "ablation/H_paper"),
             Row("I as printed", "ablation/I_paper"),
         ),
-        notes=(*COMMON, "B, F, H and I have interleaved tokens, beta 0.5; the others beta 0.25.", *LITERAL),
+        notes=(
+            *COMMON,
+            "B, F, H and I have the learnt bank, or fixed combs, and beta 0.5; the others beta 0.25.",
+            *LITERAL,
+        ),
     ),
     "table3": Experiment(
         "Latent channels D and filters N, U = D x N (Table 3)",
@@ -106,7 +111,7 @@ EXPERIMENTS = {
         notes=(
             *COMMON,
             "The three differ in the tokens alone: cells of a grid, cells with self-attention before and after the "
-            "codebook, Fourier coefficients.",
+            "codebook, filters on the spectrum.",
         ),
     ),
     "fig3": Experiment("Use of the codebook, sorted (Fig. 3)", (VQ, CVQ, FQ), ("codebook",)),

@@ -6,8 +6,9 @@ from conftest import TINY, smooth_images
 
 from fq_ldm import BaselineModel, FQModel, HQAModel, load_vae
 from fq_ldm.models.baselines import QUANTIZERS
-from fq_ldm.quantization.codebook import Codebook, count_entries, probable_tokens, random_tokens
+from fq_ldm.quantization.codebook import Codebook
 from fq_ldm.quantization.library import EMACodebook, FSQCodebook, ResidualCodebook, SimVQCodebook
+from fq_ldm.quantization.lookup import count_entries, probable_tokens, random_tokens
 
 COMMON = {k: v for k, v in TINY.items() if k != "vq_embed_dim"} | {"sample_size": 16}
 GRID = {**COMMON, "tokens": "grid", "dependency": False, "graph_module": False, "commitment_weight": 0.25}

@@ -4,17 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from fq_ldm.quantization.codebook import (
-    Codebook,
-    count_entries,
-    dependency,
-    kmeans,
-    nearest_entries,
-    nearest_tokens,
-    perplexity,
-    step_size,
-    update_usage,
-)
+from fq_ldm.quantization import lookup
+from fq_ldm.quantization.codebook import Codebook, dependency, kmeans, perplexity, step_size, update_usage
+from fq_ldm.quantization.lookup import count_entries, nearest_entries, nearest_tokens
 
 
 def randn(*shape, seed=0):
@@ -135,3 +127,23 @@ def test_an_excluded_entry_gives_way_to_the_next_nearest():
 def test_unknown_anchors():
     with pytest.raises(ValueError, match="anchors must be one of closest, random, probabilistic, none, not nearby"):
         Codebook(4, 2, anchors="nearby")
+
+
+def test_distances_in_parts_give_the_same_choice(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    tokens, entries = torch.randn(7, 9, 4, generator=generator), torch.randn(10, 4, generator=generator)
+    weights = torch.rand(9, 4, generator=generator)
+    choices = []
+    for distances in (10**9, 50, 1):
+        monkeypatch.setattr(lookup, "DISTANCES", distances)
+        choices.append(
+            [
+                nearest_entries(tokens, entries),
+                nearest_entries(tokens, entries, weights),
+                nearest_entries(tokens, entries, weights, exclude=3),
+                nearest_tokens(tokens.flatten(0, 1), entries),
+            ]
+        )
+    assert not (choices[0][2] == 3).any()
+    for others in choices[1:]:
+        assert all(map(torch.equal, others, choices[0]))

@@ -11,7 +11,8 @@ import train_vae
 from fq_ldm import FQModel
 
 MODELS = {
-    "interleaved": TINY,
+    "bank": TINY,
+    "interleaved": {**TINY, "tokens": "interleaved"},
     "two levels": {**TINY, "sample_size": (16, 24), "block_out_channels": (8, 8)},
     "paper": {**TINY, "tokens": "paper", "vq_embed_dim": None, "latent_channels": 2},
     "grid": {**TINY, "tokens": "grid", "vq_embed_dim": None, "sample_size": 8},

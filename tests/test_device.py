@@ -25,6 +25,7 @@ from fq_ldm.metrics import evaluate_reconstruction
 # How often the host waits for the device, and how many copies from it block, in one training step after the first. One
 # more is a step that is slower on every GPU; one fewer is to be noted here.
 SYNCHRONISATIONS = {
+    "model bank": (0, 0),
     "model interleaved": (0, 0),
     "model vq": (0, 0),
     "model cvq_closest": (0, 0),
@@ -52,8 +53,12 @@ SYNCHRONISATIONS = {
     "train_ldm fp16, logged": (1, 0),
 }
 
-INTERLEAVED = {**TINY, "sample_size": 16}
-MODELS = {"interleaved": lambda: FQModel(**INTERLEAVED), **MODELS}
+FREQUENCY = {**TINY, "sample_size": 16}
+MODELS = {
+    "bank": lambda: FQModel(**FREQUENCY),
+    "interleaved": lambda: FQModel(**FREQUENCY, tokens="interleaved"),
+    **MODELS,
+}
 PACKAGED = ("ema", "residual")  # how often these wait is a matter of the package and of the entries that it revives
 STEPS = 5
 LOGGED_STEP = 3
@@ -244,7 +249,7 @@ def test_a_model_trains_and_codes_on_the_gpu(name, large_images, expect):
 
 
 def test_reconstructions_are_measured_on_the_gpu(large_images):
-    model = initialised("interleaved", large_images)
+    model = initialised("bank", large_images)
     expected = evaluate_reconstruction(model, large_images.split(32), train_variance=1.0)
     with pretend_gpu() as record:
         assert evaluate_reconstruction(model.to("cuda"), large_images.split(32), train_variance=1.0) == expected

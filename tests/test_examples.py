@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import TINY
 from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 
@@ -76,7 +77,16 @@ def test_the_parts_that_tokens_hold_add_up(script, model, images):
 
 
 @torch.no_grad()
-def test_a_token_has_the_frequencies_that_are_drawn(script, model, images):
+def test_a_filter_of_the_bank_has_one_unit_of_energy(script, model):
+    energy = script["filter_energy"](model, [3])
+    assert energy.shape == (3, 96) and energy.sum().item() == pytest.approx(4, rel=1e-4)  # of m = 4 filters
+    assert script["filter_energy"](model, range(16)).max() <= 1 + 1e-4  # filters are orthonormal
+
+
+@torch.no_grad()
+def test_a_token_has_the_frequencies_that_are_drawn(script, images):
+    model = FQModel(**TINY, tokens="interleaved")
+    model.initialize_(images)
     tokens = model.quantize.split(model.encode(images[:1]).latents)[0]
     spectra = torch.fft.fft2(script["token_parts"](model, tokens)[0]).abs().amax(1)  # (U, h, w)
     chosen = [2, 13]
@@ -135,4 +145,4 @@ def test_tokens_of_a_grid_are_refused(script, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["tokens.py", str(tmp_path), "--images", "none"])
     with pytest.raises(SystemExit):
         script["main"]()
-    assert "its tokens are no Fourier coefficients" in capsys.readouterr().err
+    assert "its tokens are no filters of a bank and no Fourier coefficients" in capsys.readouterr().err

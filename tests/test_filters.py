@@ -59,7 +59,7 @@ def test_a_partition_starts_as_the_identity():
     torch.manual_seed(0)
     tokens = DynamicFilterTokens((2, 8, 8), 8)
     latents = torch.randn(64, 2, 8, 8).cumsum(-1).cumsum(-2)
-    tokens.initialize_(latents)
+    tokens.initialize_([latents])
     torch.testing.assert_close(tokens.join(tokens.split(latents)), latents, rtol=1e-3, atol=1e-3)
     support = tokens.filters[..., 0] != 0
     assert torch.equal(support.sum(0), torch.ones(8, 5, dtype=torch.int64)) and support.flatten(1).any(1).all()
@@ -69,7 +69,7 @@ def test_filters_that_start_alike_stay_as_they_are():
     torch.manual_seed(0)
     tokens = DynamicFilterTokens((1, 4, 4), 4, "alike")
     before = tokens.filters.clone()
-    tokens.initialize_(torch.randn(8, 1, 4, 4))
+    tokens.initialize_([torch.randn(8, 1, 4, 4)])
     assert torch.equal(tokens.filters, before)
     assert (tokens.filters[..., 0] - 1).abs().max() < 0.2
 

@@ -36,3 +36,19 @@ def test_an_untrained_module_changes_nothing():
 
 def test_a_silent_image_has_finite_weights():
     assert GraphModule(4)(torch.zeros(1, 4, 2)).isfinite().all()
+
+
+def test_many_tokens_have_weights_that_grow_with_their_number():
+    """Rank-64 matrices in place of U x U ones, and still nothing changes before training."""
+    small, large = (sum(p.numel() for p in GraphModule(u).parameters()) for u in (2048, 4096))
+    assert large < 2.01 * small
+    graph = GraphModule(1025)
+    tokens = torch.randn(2, 1025, 3)
+    assert torch.equal(graph(tokens), torch.ones(2, 1025))
+    for parameter in graph.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    f = graph.features(torch.log(tokens.square().mean(-1) + 1e-6))
+    c = graph.adjacency.down.weight.T @ graph.adjacency.up.weight.T
+    b = torch.diag_embed((graph.attention.weight.squeeze() * f + graph.attention.bias).softmax(-1))
+    expected = 2 * torch.sigmoid(graph.output((f.unsqueeze(1) @ (b + c)).squeeze(1)))
+    torch.testing.assert_close(graph(tokens), expected, rtol=1e-4, atol=1e-4)

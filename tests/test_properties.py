@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fq_ldm import FQModel
 from fq_ldm.options import DataConfig, LDMConfig, TrainingConfig, UserError, VAEConfig, parse_config
 from fq_ldm.pipelines.pipeline_fq_ldm import _check_index
-from fq_ldm.quantization import InterleavedTokens
+from fq_ldm.quantization import BankTokens, InterleavedTokens
 from fq_ldm.spectrum import pack_spectrum, spectral_resize, unpack_spectrum
 
 CONFIGS = (DataConfig, VAEConfig, LDMConfig, TrainingConfig)
@@ -62,14 +62,20 @@ def test_tokens_join_to_what_they_were_split_from(channels, height, width, data)
     coefficients = channels * height * width
     m = data.draw(st.integers(2, min(12, coefficients)))
     u = data.draw(st.integers(1, coefficients // m))
-    tokens = InterleavedTokens((channels, height, width), u, m, (height, width))
+    layout = data.draw(st.sampled_from([BankTokens, InterleavedTokens]))
+    tokens = layout((channels, height, width), u, m, (height, width))
     latents = random(40, channels, height, width, seed=data.draw(st.integers(0, 9)))
-    tokens.initialize_(latents)
+    tokens.initialize_(latents.split(15))
     split = tokens.split(latents)
     assert split.shape == (40, u, m)
     joined = tokens.join(split)
     torch.testing.assert_close(tokens.split(joined), split, atol=1e-3, rtol=1e-3)
-    assert joined.norm() <= latents.norm() * 1.001  # a projection
+    if layout is InterleavedTokens:
+        assert joined.norm() <= latents.norm() * 1.001  # a projection
+    else:
+        mean = latents.mean(0)  # a projection about the mean
+        assert (joined - mean).norm() <= (latents - mean).norm() * 1.001
+        torch.testing.assert_close(tokens.bank.T @ tokens.bank, torch.eye(tokens.bank.shape[1]), rtol=0, atol=1e-5)
 
 
 @cases(8, 60)

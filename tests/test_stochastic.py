@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fq_ldm.quantization.codebook import count_entries
+from fq_ldm.quantization.lookup import count_entries
 from fq_ldm.quantization.stochastic import HQA_LOSS_WEIGHT, HQACodebook, StochasticCodebook
 
 

@@ -59,7 +59,7 @@ def test_no_room_imports_one_that_imports_it():
     arrows = room_imports(ROOT)
     assert arrows["models", "quantization"] > 0 and arrows["train_vae", "training"] > 0
     assert loops(arrows) == []
-    assert {a for a, b in arrows if b == "training"} == {"train_vae", "train_ldm"}
+    assert {a for a, b in arrows if b == "training"} - {"benchmarks"} == {"train_vae", "train_ldm"}
 
 
 def test_loops_are_seen():

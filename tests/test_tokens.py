@@ -24,7 +24,7 @@ def spread_latents(n=4000):
 
 def initialised_tokens(crop=SHAPE[1:]):
     tokens = InterleavedTokens(SHAPE, num_tokens=6, token_dim=4, spectral_crop=crop)
-    tokens.initialize_(spread_latents())
+    tokens.initialize_(spread_latents().split(500))
     return tokens
 
 

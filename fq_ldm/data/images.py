@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 
 from ..options import DataConfig, DataError
 
+SAMPLE_BATCH_SIZE = 256
 PIL_MODES = {1: "L", 3: "RGB"}
 UNREADABLE = (
     OSError,
@@ -116,6 +117,17 @@ def sample_images(dataset: ImageDataset, count: int, seed: int) -> torch.Tensor:
     """`count` images at random, or all if there are fewer, in an order that depends on the seed alone: (n, c, H, W)."""
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:count]
     return torch.stack([dataset[int(i)] for i in order])
+
+
+def sample_batches(dataset: ImageDataset, count: int, seed: int, num_workers: int) -> torch.utils.data.DataLoader:
+    """Those images in batches (b, c, H, W), read anew each time they are gone over."""
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:count]
+    return torch.utils.data.DataLoader(
+        torch.utils.data.Subset(dataset, order.tolist()),
+        batch_size=SAMPLE_BATCH_SIZE,
+        num_workers=num_workers,
+        generator=torch.Generator(),  # or else it would draw from the one that weights are drawn from
+    )
 
 
 def random_flip(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """An autoencoder between tokens and images, as a diffusers `VQModel`: what FQ-VAE and its baselines share."""
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,11 +14,13 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
 from ..quantization import GraphModule, TokenQuantizer
+from ..quantization.moments import gather
 from ..quantization.precision import keep_dtype
 from ..spectrum import spectral_resize
 from .diffusion_view import DiffusionView
 
 STATISTICS_IMAGES = 1024  # that the diffusion latents are standardised by
+START_BATCH = 256  # images
 
 
 @dataclass
@@ -251,17 +254,24 @@ class TokenAutoencoder(VQModel):
         self.register_to_config(diffusion_layout=layout, diffusion_patch_size=patch_size)
 
     @torch.no_grad()
-    def initialize_(self, images: torch.Tensor) -> None:
-        """Start from data: colour transform, choice and scale of the coefficients, codebook, latent statistics.
+    def initialize_(self, images: torch.Tensor | Iterable[torch.Tensor]) -> None:
+        """Start an untrained model from data: colours, filters and their scales, codebook, latent statistics.
+
+        The result depends on the images alone. Memory does not grow with their number where they come in batches.
 
         Args:
-            images: (n, c, H, W) in [-1, 1], a sample of training images; some thousands are enough, and
-                n * U must be at least the codebook's size.
+            images: (n, c, H, W) in [-1, 1], a sample of training images; or an iterable of such batches that can be
+                gone over repeatedly, a `DataLoader` for example. n * U must be at least the codebook's size. A learnt
+                bank wants several times as many as it mixes coefficients: some 10,000.
+
+        Raises:
+            ValueError: if they are too few, all alike, or not finite.
         """
-        self.color_transform.copy_(_principal_colors(images, self.config.latent_channels))
-        latents = torch.cat([self.encode(batch).latents for batch in images.split(256)])
+        batches = images.split(START_BATCH) if isinstance(images, torch.Tensor) else images
+        self.color_transform.copy_(_principal_colors(batches, self.config.latent_channels))
+        latents = _LinearLatents(self, batches)
         self.quantize.initialize_(latents)
-        self.measure_diffusion_latents_(latents)
+        self.measure_diffusion_latents_(gather(latents, lambda z: z, STATISTICS_IMAGES * math.prod(self.latent_shape)))
 
     @torch.no_grad()
     def measure_diffusion_latents_(self, latents: torch.Tensor, quantized: bool = True) -> None:
@@ -303,18 +313,37 @@ def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-def _principal_colors(images: torch.Tensor, num_channels: int) -> torch.Tensor:
-    """Orthonormal (D, c) map onto the principal colours of images (n, c, H, W).
+class _LinearLatents:
+    """The latents of an untrained model, batch by batch: its convolutions add nothing yet, so they are left out."""
+
+    def __init__(self, model: TokenAutoencoder, batches: Iterable[torch.Tensor]):
+        self.model = model
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for batch in self.batches:
+            yield self.model._linear_encode(batch.to(self.model.device))
+
+
+def _principal_colors(batches: Iterable[torch.Tensor], num_channels: int) -> torch.Tensor:
+    """Orthonormal (D, c) map onto the principal colours of batches of images (b, c, H, W).
 
     With fewer latent channels than colours, the strongest are kept. With more, the colours are spread over all
     channels by a fixed orthogonal mixing, so that none starts empty.
     """
-    colors = images.float().transpose(0, 1).flatten(1)  # (c, n*H*W)
-    covariance = torch.atleast_2d(torch.cov(colors))
-    principal = torch.linalg.eigh(covariance).eigenvectors.flip(1).T  # (c, c), strongest first
+    count, total, products = 0, torch.zeros(()), torch.zeros(())
+    for images in batches:
+        colors = images.double().transpose(0, 1).flatten(1)  # (c, b*H*W)
+        count, total = count + colors.shape[1], total + colors.sum(1).cpu()
+        products = products + (colors @ colors.T).cpu()
+    mean = total / count
+    covariance = products / count - torch.outer(mean, mean)
+    if not covariance.isfinite().all():
+        raise ValueError("a start from data needs finite images; some of these hold NaN or infinite numbers")
+    principal = torch.linalg.eigh(covariance).eigenvectors.flip(1).T.float()  # (c, c), strongest first
     principal = principal * torch.where(principal.sum(1, keepdim=True) < 0, -1.0, 1.0)  # fix the sign
     if num_channels <= len(principal):
         return principal[:num_channels]
     generator = torch.Generator().manual_seed(0)
     mixing = torch.linalg.qr(torch.randn(num_channels, len(principal), generator=generator)).Q
-    return mixing.to(principal) @ principal
+    return mixing @ principal

@@ -13,6 +13,8 @@ from torch import nn
 
 from ..quantization import GridTokens, StochasticCodebook
 from ..quantization.library import EMACodebook, FSQCodebook, ResidualCodebook, SimVQCodebook
+from ..quantization.moments import Batches, gather
+from ..quantization.quantizer import START_NUMBERS
 from ..quantization.stochastic import HQACodebook
 from .autoencoder import FQDecoderOutput, TokenAutoencoder
 
@@ -144,9 +146,9 @@ class HQATokens(GridTokens):
         return cells + self.decoder(cells)
 
     @torch.no_grad()
-    def initialize_(self, latents: torch.Tensor) -> None:
-        """Start the first layer's codebook from the latents (n, D, h, w) of training images."""
-        self.codebook.initialize_(self.fine.split(latents).flatten(0, 1))
+    def initialize_(self, latents: Batches) -> None:
+        """Start the first layer's codebook from batches of latents (b, D, h, w) of training images."""
+        self.codebook.initialize_(gather(latents, self.fine.split, START_NUMBERS).flatten(0, 1))
 
     def split(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents (B, D, h, w), float32 -> tokens (B, U, m)."""

@@ -2,17 +2,18 @@
 
 from diffusers.configuration_utils import register_to_config
 
-from ..quantization import Codebook, DynamicFilterTokens, GridTokens, InterleavedTokens, TransformerTokens
+from ..quantization import BankTokens, Codebook, DynamicFilterTokens, GridTokens, InterleavedTokens, TransformerTokens
 from .autoencoder import TokenAutoencoder
 
-TOKEN_LAYOUTS = ("interleaved", "paper", "grid", "transformer")
-DEFAULT_TOKEN_DIM = 8  # m of interleaved tokens
+TOKEN_LAYOUTS = ("bank", "interleaved", "paper", "grid", "transformer")
+FREQUENCY_LAYOUTS = {"bank": BankTokens, "interleaved": InterleavedTokens}
+DEFAULT_TOKEN_DIM = 8  # m of frequency tokens
 
 
 class FQModel(TokenAutoencoder):
     """Frequency-quantized VAE: an image becomes U tokens, each of which describes all of it.
 
-    Encoder -> packed orthonormal FFT -> interleaved tokens -> shared codebook -> graph module ->
+    Encoder -> packed orthonormal FFT -> learnt filter bank -> shared codebook -> graph module ->
     inverse FFT -> decoder. Every part can be switched off or replaced by what the paper prints, which
     gives the rows of the paper's ablation.
 
@@ -26,14 +27,14 @@ class FQModel(TokenAutoencoder):
         mid_block_add_attention: self-attention between encoder and decoder levels (the Fourier transform
             is global already).
         latent_channels: D.
-        tokens: "interleaved" (the default design), "paper" (dynamic filters, equations 3-5), "grid" (cells of a
-            spatial grid: no frequency quantization) or "transformer" (cells that attend to one another).
+        tokens: "bank" (the default: filters learnt from training images), "interleaved" (fixed combs of single
+            Fourier coefficients), "paper" (dynamic filters, equations 3-5), "grid" (cells of a spatial grid: no
+            frequency quantization) or "transformer" (cells that attend to one another).
         filter_start: how the paper's filters start, "partition" or "alike"; see `DynamicFilterTokens`.
         num_tokens: U; with the paper's tokens U = N * D, for N filters.
         num_vq_embeddings: M, entries of the shared codebook.
-        vq_embed_dim: m, Fourier coefficients in an interleaved token (8 by default); other tokens have a size of
-            their own.
-        spectral_crop: h' = w', or (h', w'): interleaved tokens use only the coefficients of a spectrum of this
+        vq_embed_dim: m, numbers in a token of bank or combs (8 by default); other tokens have a size of their own.
+        spectral_crop: h' = w', or (h', w'): bank and combs use only the coefficients of a spectrum of this
             size, and diffusion latents shrink to it; None for all of the latent's.
         diffusion_patch_size: p, folds p x p pixels of the diffusion latents into channels.
         diffusion_layout: "spatial", or "spectral" for Fourier coefficients as diffusion latents.
@@ -63,7 +64,7 @@ class FQModel(TokenAutoencoder):
         norm_num_groups: int = 8,
         mid_block_add_attention: bool = False,
         latent_channels: int = 3,
-        tokens: str = "interleaved",
+        tokens: str = "bank",
         filter_start: str = "partition",
         num_tokens: int = 64,
         num_vq_embeddings: int = 512,
@@ -79,12 +80,15 @@ class FQModel(TokenAutoencoder):
     ):
         if tokens not in TOKEN_LAYOUTS:
             raise ValueError(f"tokens must be one of {', '.join(TOKEN_LAYOUTS)}, not {tokens}")
-        if tokens != "interleaved" and (vq_embed_dim is not None or spectral_crop is not None):
-            raise ValueError(f"vq_embed_dim and spectral_crop are for interleaved tokens: leave them out for {tokens}")
+        if tokens not in FREQUENCY_LAYOUTS and (vq_embed_dim is not None or spectral_crop is not None):
+            raise ValueError(
+                f"vq_embed_dim and spectral_crop are for tokens {' and '.join(FREQUENCY_LAYOUTS)}: leave them out for "
+                f"{tokens}"
+            )
 
         def make_tokens(latent_shape, crop):
-            if tokens == "interleaved":
-                return InterleavedTokens(latent_shape, num_tokens, vq_embed_dim or DEFAULT_TOKEN_DIM, crop)
+            if tokens in FREQUENCY_LAYOUTS:
+                return FREQUENCY_LAYOUTS[tokens](latent_shape, num_tokens, vq_embed_dim or DEFAULT_TOKEN_DIM, crop)
             if tokens == "paper":
                 return DynamicFilterTokens(latent_shape, num_tokens, filter_start)
             return (GridTokens if tokens == "grid" else TransformerTokens)(latent_shape, num_tokens)

@@ -15,15 +15,16 @@ class VAEConfig:
     mid_block_add_attention: bool = option(False, "self-attention in the middle of encoder and decoder")
     latent_channels: int = option(3, "D, channels of the latent")
     tokens: str = option(
-        "interleaved",
-        "interleaved or paper (equations 3-5) frequency tokens; grid for none; transformer for a grid with attention",
-        choices=["interleaved", "paper", "grid", "transformer"],
+        "bank",
+        "frequency tokens of a learnt bank, of interleaved single coefficients, or the paper's (equations 3-5); grid "
+        "for none; transformer for a grid with attention",
+        choices=["bank", "interleaved", "paper", "grid", "transformer"],
     )
     filter_start: str = option("partition", "how the paper's filters start", choices=["partition", "alike"])
     num_tokens: int = option(64, "U, tokens in an image; the paper's N is num_tokens / latent_channels")
     num_vq_embeddings: int = option(512, "M, codebook entries")
-    vq_embed_dim: int | None = option(None, "m, Fourier coefficients in an interleaved token; 8 by default")
-    spectral_crop: int | None = option(None, "side of the square of low frequencies that interleaved tokens use")
+    vq_embed_dim: int | None = option(None, "m, numbers in a token of bank or combs; 8 by default")
+    spectral_crop: int | None = option(None, "side of the square of low frequencies that bank and combs use")
     diffusion_patch_size: int = option(1, "fold patches of this side into channels of the diffusion latents")
     diffusion_layout: str = option(
         "spatial", "diffusion latents are an image, or Fourier coefficients", choices=["spatial", "spectral"]
@@ -45,7 +46,7 @@ class VAEConfig:
     residual_stages: int = option(4, "entries for each cell of residual quantization")
     temperature_decay: float = option(1e-5, "per step, of the Gumbel softmax of sq and hqa")
     graph_module: bool = option(True, "refine quantized tokens by equation 12")
-    init_images: int = option(4096, "training images that choose the coefficients and start the codebook")
+    init_images: int = option(12288, "training images that filters, scales and codebook start from")
 
     def __post_init__(self):
         check_positive(self)

@@ -1,3 +1,4 @@
+from .bank import BankTokens
 from .codebook import Codebook, QuantizedTokens
 from .filters import DynamicFilterTokens
 from .graph import GraphModule
@@ -7,6 +8,7 @@ from .stochastic import StochasticCodebook
 from .tokens import InterleavedTokens
 
 __all__ = [
+    "BankTokens",
     "Codebook",
     "DynamicFilterTokens",
     "GraphModule",

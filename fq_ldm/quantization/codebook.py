@@ -14,9 +14,18 @@ Everything here is float32; sums run over all processes.
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+
+from .lookup import (
+    all_finite,
+    count_entries,
+    nearest_entries,
+    nearest_tokens,
+    probable_tokens,
+    random_tokens,
+    sum_over_processes,
+)
 
 STEP_OFFSET = 1e-3  # epsilon of equation 7
 KMEANS_TOKENS = 256  # per entry; more change the centroids little
@@ -42,76 +51,6 @@ class QuantizedTokens:
     indices: torch.Tensor
     loss: torch.Tensor
     perplexity: torch.Tensor
-
-
-def nearest_entries(
-    tokens: torch.Tensor,
-    entries: torch.Tensor,
-    weights: torch.Tensor | None = None,
-    exclude: int | None = None,
-) -> torch.Tensor:
-    """Index of the entry with the smallest (weighted) squared distance to each token.
-
-    Args:
-        tokens: (..., m) float32.
-        entries: (M, m) float32.
-        weights: non-negative weight of each component's squared error, broadcastable to `tokens`.
-        exclude: an entry that may not be chosen.
-
-    Returns:
-        LongTensor (...) with values in 0 .. M-1.
-    """
-    if weights is None:
-        # |t - e|^2 without the |t|^2 that all entries share
-        cost = torch.addmm(entries.square().sum(-1), tokens.reshape(-1, tokens.shape[-1]), entries.T, alpha=-2)
-    else:
-        left = torch.cat([weights.expand_as(tokens), -2 * weights * tokens], dim=-1)
-        cost = left.reshape(-1, left.shape[-1]) @ torch.cat([entries.square(), entries], dim=-1).T
-    if exclude is not None:
-        cost[:, exclude] = torch.inf
-    return cost.argmin(-1).view(tokens.shape[:-1])
-
-
-def nearest_tokens(tokens: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
-    """The anchor of equation 6: the token nearest to each entry, over all processes.
-
-    Args:
-        tokens: (n, m) float32, this process's share of the batch.
-        entries: (M, m) float32, the same on all processes.
-
-    Returns:
-        (M, m) anchors, the same on all processes.
-    """
-    cost = torch.addmm(tokens.square().sum(-1), entries, tokens.T, alpha=-2)  # (M, n)
-    cost, index = cost.min(-1)
-    anchors = tokens[index]
-    if not _distributed():
-        return anchors
-    costs = [torch.empty_like(cost) for _ in range(dist.get_world_size())]
-    candidates = [torch.empty_like(anchors) for _ in costs]
-    dist.all_gather(costs, cost)
-    dist.all_gather(candidates, anchors.contiguous())
-    best = torch.stack(costs).argmin(0)  # (M,)
-    return torch.stack(candidates)[best, torch.arange(len(best), device=best.device)]
-
-
-def random_tokens(tokens: torch.Tensor, count: int) -> torch.Tensor:
-    """CVQ-VAE's random anchors: `count` tokens of the batch drawn evenly, the same on all processes. (count, m)."""
-    return _from_first_process(tokens[torch.randint(len(tokens), (count,), device=tokens.device)])
-
-
-def probable_tokens(tokens: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
-    """CVQ-VAE's probabilistic anchors: a token for each entry, drawn by softmax of minus the squared distance.
-
-    Args:
-        tokens: (n, m) float32.
-        entries: (M, m) float32.
-
-    Returns:
-        (M, m) anchors, the same on all processes.
-    """
-    closeness = torch.addmm(-tokens.square().sum(-1), entries, tokens.T, alpha=2)  # (M, n), less |e|^2
-    return _from_first_process(tokens[torch.multinomial(closeness.softmax(-1), 1).squeeze(-1)])
 
 
 def dependency(entries: torch.Tensor) -> torch.Tensor:
@@ -312,38 +251,3 @@ def sample_tokens(
     """At most `count` of the tokens (n, m), and their weights, always the same choice."""
     chosen = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))[:count].to(tokens.device)
     return tokens[chosen], None if weights is None else weights[chosen]
-
-
-def count_entries(indices: torch.Tensor, num_entries: int) -> torch.Tensor:
-    """How often each entry was chosen in this process: indices (...) -> (M,) float32."""
-    # Not bincount: on a GPU it waits for the largest index, and torch.compile breaks the graph there.
-    chosen = indices.flatten()
-    counts = torch.zeros(num_entries, device=indices.device)
-    return counts.index_add_(0, chosen, torch.ones(len(chosen), device=indices.device))
-
-
-def sum_over_processes(counts: torch.Tensor) -> torch.Tensor:
-    """The sum of a tensor over all processes, on each of them."""
-    if _distributed():
-        counts = counts.clone()
-        dist.all_reduce(counts)
-    return counts
-
-
-def all_finite(tokens: torch.Tensor) -> torch.Tensor:
-    """Whether no number of the tokens is NaN or infinite in any process: bool scalar, the same on all of them."""
-    faults = (~tokens.isfinite()).any().int()
-    if _distributed():
-        dist.all_reduce(faults, dist.ReduceOp.MAX)
-    return faults == 0
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _from_first_process(tensor: torch.Tensor) -> torch.Tensor:
-    if _distributed():
-        tensor = tensor.contiguous()
-        dist.broadcast(tensor, 0)
-    return tensor

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from ..spectrum import hermitian
+from .moments import Batches
 
 FILTER_NOISE = 0.02  # standard deviation of the noise on filters that start alike
 MLP_WIDTH = 4  # hidden units of the MLP, in units of N
@@ -64,19 +65,25 @@ class DynamicFilterTokens(nn.Module):
         nn.init.zeros_(last.bias)
 
     @torch.no_grad()
-    def initialize_(self, latents: torch.Tensor) -> None:
-        """Start the filters from the latents (n, D, h, w) of training images, float32."""
+    def initialize_(self, latents: Batches) -> None:
+        """Start the filters from batches of latents (b, D, h, w) of training images, float32."""
         if self.filter_start == "alike":
             return
-        energy = torch.view_as_real(torch.fft.rfft2(latents, norm="ortho")).square().sum(-1).mean((0, 1))
+        energy, device = torch.zeros(self.half_shape, device=self.filters.device), self.filters.device
+        count = 0
+        for part in latents:
+            spectrum = torch.view_as_real(torch.fft.rfft2(part, norm="ortho"))
+            energy += spectrum.square().sum(-1).mean(1).sum(0)
+            count += len(part)
+        energy /= count
         h, w = self.latent_shape[1:]
-        rows = torch.fft.fftfreq(h, device=latents.device).unsqueeze(1)
-        columns = torch.fft.rfftfreq(w, device=latents.device)
+        rows = torch.fft.fftfreq(h, device=device).unsqueeze(1)
+        columns = torch.fft.rfftfreq(w, device=device)
         order = (rows.square() + columns.square()).flatten().argsort(stable=True)
         # Rings of equal logarithmic energy: equal energy alone would put the zero frequency against all the rest.
         mass = torch.log1p(energy.flatten()[order] / energy.median()).cumsum(0)
         ring = torch.clamp((mass / mass[-1] * self.num_filters).long(), max=self.num_filters - 1)
-        filters = torch.zeros(self.num_filters, h * (w // 2 + 1), device=latents.device)
+        filters = torch.zeros(self.num_filters, h * (w // 2 + 1), device=device)
         filters[ring, order] = self.num_filters
         self.filters[..., 0].copy_(filters.view(self.num_filters, *self.half_shape))
         self.filters[..., 1].zero_()

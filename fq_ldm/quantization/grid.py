@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .moments import Batches
+
 # A small ViT-VQGAN (Yu et al. 2021): depth and width for latents of 32 to 64 pixels.
 TRANSFORMER_DEPTH, TRANSFORMER_WIDTH, TRANSFORMER_HEADS = 4, 192, 6
 
@@ -32,7 +34,7 @@ class GridTokens(nn.Module):
         self.grid = (h // patch, w // patch)
         self.token_dim = channels * patch**2
 
-    def initialize_(self, latents: torch.Tensor) -> None:
+    def initialize_(self, latents: Batches) -> None:
         """Nothing to choose."""
 
     def split(self, latents: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ from typing import Protocol
 import torch
 
 from .codebook import QuantizedTokens
+from .moments import Batches
 
 
 class TokenLayout(Protocol):
@@ -16,8 +17,8 @@ class TokenLayout(Protocol):
 
     token_dim: int
 
-    def initialize_(self, latents: torch.Tensor) -> None:
-        """Start from the latents (n, D, h, w) of training images."""
+    def initialize_(self, latents: Batches) -> None:
+        """Start from batches of latents (b, D, h, w) of training images, which can be gone over repeatedly."""
 
     def split(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents (B, D, h, w) -> tokens (B, U, m)."""

@@ -7,16 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 from vector_quantize_pytorch import FSQ, ResidualVQ, SimVQ, VectorQuantize
 
-from .codebook import (
-    QuantizedTokens,
-    all_finite,
-    count_entries,
-    nearest_entries,
-    perplexity,
-    sample_tokens,
-    sum_over_processes,
-    update_usage,
-)
+from .codebook import QuantizedTokens, perplexity, sample_tokens, update_usage
+from .lookup import all_finite, count_entries, nearest_entries, sum_over_processes
 
 COMMITMENT_WEIGHT = 0.25  # beta of VQ-VAE and SimVQ
 EMA_DECAY = 0.99  # VQ-VAE's appendix

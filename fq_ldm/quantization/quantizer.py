@@ -7,9 +7,10 @@ import torch
 from .codebook import QuantizedTokens
 from .graph import GraphModule
 from .interfaces import TokenCodebook, TokenLayout
+from .moments import Batches, gather
 from .precision import Float32Module
 
-START_NUMBERS = 2**27  # half a gigabyte of tokens at the most, to start the codebook from
+START_NUMBERS = 2**25  # in the tokens that a codebook starts from: 128 megabytes
 
 
 class TokenQuantizer(Float32Module):
@@ -66,13 +67,10 @@ class TokenQuantizer(Float32Module):
             return self.join(tokens)
 
     @torch.no_grad()
-    def initialize_(self, latents: torch.Tensor) -> None:
-        """Start layout and codebook from the latents (n, D, h, w) of training images."""
-        latents = latents.float()
+    def initialize_(self, latents: Batches) -> None:
+        """Start layout and codebook from batches of latents (b, D, h, w) of training images, gone over repeatedly."""
         self.tokens.initialize_(latents)
         weights = self.tokens.error_weights()
-        first = self.tokens.split(latents[:1])
-        latents = latents[: START_NUMBERS // first.numel()]
-        tokens = torch.cat([self.tokens.split(part) for part in latents.split(256)])
+        tokens = gather(latents, self.tokens.split, START_NUMBERS)
         weights = None if weights is None else weights.expand_as(tokens).flatten(0, 1)
         self.codebook.initialize_(tokens.flatten(0, 1), weights)

@@ -24,17 +24,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from .codebook import (
-    QuantizedTokens,
-    count_entries,
-    kmeans,
-    kmeans_sample,
-    nearest_entries,
-    perplexity,
-    sample_tokens,
-    sum_over_processes,
-    update_usage,
-)
+from .codebook import QuantizedTokens, kmeans, kmeans_sample, perplexity, sample_tokens, update_usage
+from .lookup import count_entries, nearest_entries, sum_over_processes
 
 LOWEST_TEMPERATURE = 0.05  # of the Gumbel softmax: its gradient grows as one over it
 HQA_LOSS_WEIGHT = 1e-3

@@ -4,7 +4,7 @@ Each token is a comb filter on the spectrum (`z_e = K * F(z)`, equation 3): it t
 of every energy tier, so all tokens see the whole image, look alike statistically, and can share
 one codebook of short vectors.
 
-All layouts of tokens (this one, `filters.DynamicFilterTokens`, `grid.GridTokens`,
+All layouts of tokens (this one, `bank.BankTokens`, `filters.DynamicFilterTokens`, `grid.GridTokens`,
 `grid.TransformerTokens`) have the same four methods: `split`, `join`, `error_weights`, `initialize_`.
 """
 
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..spectrum import pack_spectrum, spectral_crop_index, unpack_spectrum
+from .moments import Batches, mean_and_variance
 
 
 def interleave(energy: torch.Tensor, num_tokens: int, token_dim: int) -> torch.Tensor:
@@ -31,6 +32,29 @@ def interleave(energy: torch.Tensor, num_tokens: int, token_dim: int) -> torch.T
     tiers = energy.argsort(descending=True, stable=True)[: num_tokens * token_dim].view(token_dim, num_tokens).clone()
     tiers[1::2] = tiers[1::2].flip(1)
     return tiers.T.contiguous()
+
+
+def equalizing_log_gain(std: torch.Tensor) -> torch.Tensor:
+    """Logarithms of the gains (U, m) that give the numbers of a tier, of deviations (U, m), their mean deviation."""
+    # What never moves (the border of MNIST) still needs a finite gain.
+    std = std.clamp(min=1e-3 * std.max())
+    return torch.log(std.mean(0) / std)
+
+
+def check_tokens_fit(latent_shape: tuple, num_tokens: int, token_dim: int, spectral_crop: tuple[int, int]) -> int:
+    """How many coefficients there are inside the spectral crop.
+
+    Raises:
+        ValueError: if they are fewer than U * m.
+    """
+    available = latent_shape[0] * spectral_crop[0] * spectral_crop[1]
+    if num_tokens * token_dim > available:
+        raise ValueError(
+            f"{num_tokens} tokens of {token_dim} coefficients need {num_tokens * token_dim}, but "
+            f"{latent_shape[0]} latent channels with a {spectral_crop[0]}x{spectral_crop[1]} spectrum have "
+            f"{available}: lower num_tokens or vq_embed_dim, or enlarge spectral_crop"
+        )
+    return available
 
 
 class InterleavedTokens(nn.Module):
@@ -57,13 +81,7 @@ class InterleavedTokens(nn.Module):
         self, latent_shape: tuple[int, int, int], num_tokens: int, token_dim: int, spectral_crop: tuple[int, int]
     ):
         super().__init__()
-        available = latent_shape[0] * spectral_crop[0] * spectral_crop[1]
-        if num_tokens * token_dim > available:
-            raise ValueError(
-                f"{num_tokens} tokens of {token_dim} coefficients need {num_tokens * token_dim}, but "
-                f"{latent_shape[0]} latent channels with a {spectral_crop[0]}x{spectral_crop[1]} spectrum have "
-                f"{available}: lower num_tokens or vq_embed_dim, or enlarge spectral_crop"
-            )
+        check_tokens_fit(latent_shape, num_tokens, token_dim, spectral_crop)
         self.latent_shape = tuple(latent_shape)
         self.spectral_crop = tuple(spectral_crop)
         self.token_dim = token_dim
@@ -73,20 +91,20 @@ class InterleavedTokens(nn.Module):
         self.log_gain = nn.Parameter(torch.zeros(num_tokens, token_dim))
 
     @torch.no_grad()
-    def initialize_(self, latents: torch.Tensor) -> None:
-        """Choose the coefficients and their scales from the latents (n, D, h, w) of training images, float32."""
-        spectra = pack_spectrum(latents).flatten(1)
+    def initialize_(self, latents: Batches) -> None:
+        """Choose coefficients and scales from batches of latents (b, D, h, w) of training images, float32.
+
+        Raises:
+            ValueError: for fewer than two images, images that are all alike, or numbers that are not finite.
+        """
         channels, h, w = self.latent_shape
-        crop = spectral_crop_index((h, w), self.spectral_crop, spectra.device)
-        candidates = (h * w * torch.arange(channels, device=spectra.device).unsqueeze(1) + crop).flatten()
-        sample = spectra[:, candidates]
-        mean, std = sample.mean(0), sample.std(0)
-        # A coefficient that never moves (the border of MNIST) still needs a finite gain.
-        std = std.clamp(min=1e-3 * std.max())
-        chosen = interleave(std.square(), *self.index.shape)
+        crop = spectral_crop_index((h, w), self.spectral_crop, self.index.device)
+        candidates = (h * w * torch.arange(channels, device=crop.device).unsqueeze(1) + crop).flatten()
+        mean, variance = mean_and_variance(latents, lambda z: pack_spectrum(z).flatten(1)[:, candidates])
+        chosen = interleave(variance, *self.index.shape)
         self.index.copy_(candidates[chosen])
         self.mean.copy_(mean[chosen])
-        self.log_gain.copy_(torch.log(std[chosen].mean(0) / std[chosen]))
+        self.log_gain.copy_(equalizing_log_gain(variance.sqrt()[chosen]))
 
     def split(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents (B, D, h, w), float32 -> tokens (B, U, m)."""

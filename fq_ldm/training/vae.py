@@ -1,6 +1,8 @@
 """What `train_vae.py` trains: the model, what is measured on it, and what is saved of it."""
 
 import inspect
+import math
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 
@@ -13,7 +15,9 @@ from ..data import ImageDataset
 from ..distributed import merge, my_batches
 from ..metrics import evaluate_reconstruction, pixel_variance
 from ..models import BaselineModel, FQModel, HQAModel, TokenAutoencoder
+from ..models.autoencoder import STATISTICS_IMAGES
 from ..options import DataConfig, TrainingConfig, UserError, VAEConfig
+from ..quantization.moments import gather
 from .run import Progress
 
 PREVIEW_IMAGES = 8
@@ -44,13 +48,18 @@ def build_model(data: DataConfig, vae: VAEConfig) -> TokenAutoencoder:
 
 
 @torch.no_grad()
-def measure(model: TokenAutoencoder, progress: Progress, held_out: ImageDataset, sample: torch.Tensor) -> dict:
-    """Standardise the diffusion latents of the trained model, and measure it; the processes share the images."""
+def measure(
+    model: TokenAutoencoder, progress: Progress, held_out: ImageDataset, sample: Iterable[torch.Tensor]
+) -> dict[str, float]:
+    """Standardise the diffusion latents of the trained model by batches of training images, and measure the model.
+
+    The processes share the held-out images.
+    """
     model.eval()
-    latents = torch.cat([model.encode(batch.to(model.device)).latents for batch in sample.split(256)])
-    model.measure_diffusion_latents_(latents)
+    size = STATISTICS_IMAGES * math.prod(model.latent_shape)
+    model.measure_diffusion_latents_(gather(sample, lambda batch: model.encode(batch.to(model.device)).latents, size))
     batches = tqdm(my_batches(held_out, EVALUATION_BATCH_SIZE), desc="held-out images")
-    metrics = evaluate_reconstruction(model, batches, pixel_variance([sample]), merge=merge)
+    metrics = evaluate_reconstruction(model, batches, pixel_variance(sample), merge=merge)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return metrics | {"parameters": parameters} | progress.metrics()
 
