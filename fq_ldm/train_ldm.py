@@ -25,6 +25,7 @@ from .pipelines import FQLDMPipeline
 from .training.ldm import draw_samples, finish, sample
 from .training.loop import train
 from .training.setup import make_accelerator, make_loader, start_run
+from .training.sharding import whole_unet
 
 
 def main(argv: list[str]) -> None:
@@ -40,16 +41,14 @@ def main(argv: list[str]) -> None:
     if config.dry_run:
         return
 
-    accelerator = make_accelerator(config)
+    accelerator = make_accelerator(config, may_shard=True)
     folder = Path(config.output_dir)
     vae.to(accelerator.device).requires_grad_(False)
     unet = build_unet(ldm, vae.diffusion_latent_shape)  # again, now that the seed is set
     if ldm.start_from is not None:
         start_from_(unet, ldm.start_from)
     scheduler = build_scheduler(ldm)
-    ema = EMAModel(unet.parameters(), decay=ldm.ema_decay, foreach=True) if ldm.use_ema else None
-    if ema is not None:
-        ema.to(accelerator.device)
+    ema = EMAModel([], decay=ldm.ema_decay, foreach=True) if ldm.use_ema else None  # `train` gives it the weights
     train_images, validation_images = load_images(data, folder / BAD_IMAGES_FILE)
     if view_is_new or ldm.target == "unquantized":  # train_vae.py has measured the quantized latents
         measure_view_(vae, train_images, ldm.target)
@@ -70,22 +69,23 @@ def main(argv: list[str]) -> None:
         return diffusion_loss(prepared, scheduler, latents, generator, ldm.snr_gamma), {}
 
     def preview(step):
+        averaged = whole_unet(unet, ema)
+        if not accelerator.is_main_process:
+            return {}
         path = folder / "previews" / f"{step:08d}.png"
-        return {"samples": draw_samples(sample(unet, vae, scheduler, ema, ldm), path)}
+        return {"samples": draw_samples(sample(averaged, vae, scheduler, ldm), path)}
 
     loader = make_loader(train_data, config, data.dataloader_num_workers)
     progress = train(accelerator, config, unet, loader, compute_loss, preview, ema)
 
-    unet = accelerator.unwrap_model(unet, keep_fp32_wrapper=False)
-    if ema is not None:
-        ema.copy_to(unet.parameters())
+    unet = whole_unet(unet, ema)
     metrics = {
         "validation_loss": held_out_loss(unet, scheduler, vae, validation_images, ldm.target, config.train_batch_size),
         **progress.metrics(),
     }
     if accelerator.is_main_process:
         print(f"validation: {metrics}")
-        finish(FQLDMPipeline(vae, unet.eval(), scheduler), ldm, config, metrics, options)
+        finish(FQLDMPipeline(vae, unet, scheduler), ldm, config, metrics, options)
     accelerator.end_training()
 
 

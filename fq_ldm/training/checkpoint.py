@@ -11,12 +11,15 @@ import pickle
 import shutil
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
+from accelerate.utils.constants import FSDP_MODEL_NAME
 from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..options import DataError, UserError
+from .sharding import copy_whole_, whole
 
 PROGRESS_FILE = "progress.json"
 EMA_FILE = "ema.safetensors"
@@ -45,10 +48,10 @@ def save_checkpoint(
     try:
         accelerator.save_state(str(partial))
         accelerator.wait_for_everyone()
+        averages = {} if ema is None else _averages(ema, accelerator.is_main_process)
         if accelerator.is_main_process:
             if ema is not None:
-                parameters = {str(i): p.contiguous() for i, p in enumerate(ema.shadow_params)}
-                save_file(parameters, partial / EMA_FILE)
+                save_file(averages, partial / EMA_FILE)
             digests = {path.name: _digest(path) for path in sorted(partial.iterdir())}
             state = {"progress": progress, "schedule": schedule, "digests": digests}
             (partial / PROGRESS_FILE).write_text(json.dumps(state))
@@ -75,7 +78,17 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, ema: EMAModel | 
     """Restore everything that was prepared with the accelerator; returns the progress and the schedule's state.
 
     Pickled parts (the optimizer's state, the random states) are read with `weights_only=True`.
+
+    Raises:
+        UserError: if it holds sharded weights and these are not, or the other way round.
+        DataError: if it cannot be loaded.
     """
+    sharded = (checkpoint / f"{FSDP_MODEL_NAME}.bin").is_file()
+    if sharded != accelerator.is_fsdp2:
+        raise UserError(
+            f"{checkpoint}: was written {'with' if sharded else 'without'} FSDP, and cannot be resumed "
+            f"{'without' if sharded else 'with'} it: use the same configuration of accelerate"
+        )
     try:
         accelerator.load_state(str(checkpoint))
         parameters = load_file(checkpoint / EMA_FILE) if ema is not None else {}
@@ -84,7 +97,7 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, ema: EMAModel | 
     saved = json.loads((checkpoint / PROGRESS_FILE).read_text())
     if ema is not None:
         for i, shadow in enumerate(ema.shadow_params):
-            shadow.copy_(parameters[str(i)])
+            copy_whole_(shadow, parameters[str(i)])
         ema.optimization_step = saved["progress"]["step"]
     return saved["progress"], saved["schedule"]
 
@@ -130,6 +143,16 @@ def check_same_run(folder: Path, old: dict, new: dict) -> None:
             f"output_dir: {folder} holds checkpoints of a run with other options ({differences}); choose another "
             "output_dir, or delete it to start anew"
         )
+
+
+def _averages(ema: EMAModel, keep: bool) -> dict[str, torch.Tensor]:
+    """The running means, whole, in the memory of the processes that keep them; shards come from all processes."""
+    averages = {}
+    for i, shadow in enumerate(ema.shadow_params):  # one by one, which never takes the room of all on a GPU
+        parameter = whole(shadow)
+        if keep:
+            averages[str(i)] = parameter.cpu().contiguous()
+    return averages
 
 
 def _damage(checkpoint: Path) -> str | None:

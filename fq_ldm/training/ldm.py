@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import UNet2DModel
-from diffusers.training_utils import EMAModel
 
 from ..cards import display_scale, push_to_hub, save_card, save_grid, save_metrics
 from ..diffusion import fast_scheduler, sampling_scheduler
@@ -35,19 +34,13 @@ images = pipeline(num_images=16).images  # {steps} steps, as in the paper""",
 }
 
 
-def sample(unet: UNet2DModel, vae: TokenAutoencoder, scheduler, ema: EMAModel | None, ldm: LDMConfig) -> torch.Tensor:
-    """The same few images at every call, from the averaged weights where there are any: (n, c, H, W) in [0, 1]."""
-    if ema is not None:
-        ema.store(unet.parameters())
-        ema.copy_to(unet.parameters())
+def sample(unet: UNet2DModel, vae: TokenAutoencoder, scheduler, ldm: LDMConfig) -> torch.Tensor:
+    """The same few images at every call: (n, c, H, W) in [0, 1]; the UNet is evaluated."""
     unet.eval()
     pipeline = FQLDMPipeline(vae, unet, sampling_scheduler(scheduler, ldm.preview_inference_steps))
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
-    images = pipeline(ldm.preview_images, ldm.preview_inference_steps, generator, output_type="pt").images
-    if ema is not None:
-        ema.restore(unet.parameters())
-    return images
+    return pipeline(ldm.preview_images, ldm.preview_inference_steps, generator, output_type="pt").images
 
 
 def draw_samples(images: torch.Tensor, path: Path) -> np.ndarray:
@@ -64,7 +57,7 @@ def finish(pipeline: FQLDMPipeline, ldm: LDMConfig, config: TrainingConfig, metr
         pipeline.scheduler = fast_scheduler(pipeline.scheduler)
     pipeline.save_pretrained(folder)
     pipeline.unet.float()
-    images = sample(pipeline.unet, pipeline.vqvae, pipeline.scheduler, None, ldm)
+    images = sample(pipeline.unet, pipeline.vqvae, pipeline.scheduler, ldm)
     draw_samples(images, folder / "samples.png")
     save_metrics(folder, metrics)
     parameters = sum(p.numel() for p in pipeline.unet.parameters())

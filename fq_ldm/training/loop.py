@@ -32,8 +32,9 @@ def train(
         compute_loss: `compute_loss(prepared_model, batch, generator)` gives the loss, a scalar, and a dictionary
             of what the progress bar and the tracker show: numbers, scalar tensors, or functions that give one when it
             is shown.
-        preview: `preview(step)` writes a picture and gives {name: arrays (n, H, W, 3)} for the tracker.
-        ema: running mean of the model's parameters.
+        preview: `preview(step)` writes a picture and gives {name: arrays (n, H, W, 3)} for the tracker. All processes
+            call it, since the model's weights may lie in shards; what others than the main one give is not used.
+        ema: becomes the running mean of the model's parameters, whatever it holds.
 
     Returns:
         What was done in all.
@@ -94,8 +95,8 @@ def _log(run: Run, watch: Watch, bar: tqdm, values: dict) -> None:
 def _draw(run: Run, preview: Callable[[int], dict]) -> None:
     """Write the preview, and send it to the trackers that take pictures."""
     step = run.progress.step
+    pictures = preview(step)
     if run.accelerator.is_main_process:
-        pictures = preview(step)
         for tracker in run.accelerator.trackers:
             if hasattr(tracker, "log_images"):
                 layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}

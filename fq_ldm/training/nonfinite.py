@@ -9,6 +9,7 @@ import torch
 
 from ..options import DataError
 from .run import Batch, Run, looks_late
+from .sharding import whole
 
 NONFINITE_FILE = "nonfinite_steps.txt"
 
@@ -61,7 +62,7 @@ class Watch:
         accelerator.backward(loss)
         if not accelerator.sync_gradients:
             return None
-        norm = accelerator.clip_grad_norm_(self.run.model.parameters(), self.run.config.max_grad_norm)
+        norm = whole(accelerator.clip_grad_norm_(self.run.model.parameters(), self.run.config.max_grad_norm))
         # The scaler of fp16 expects overflows, and skips such steps itself.
         return norm if accelerator.scaler is None else None
 

@@ -86,6 +86,8 @@ class Run:
             fused=looks_late(accelerator.device) or None,  # such an optimizer can leave a step out by itself
         )
         self.model, self.optimizer, self.loader = accelerator.prepare(model, optimizer, loader)
+        if ema is not None:  # where the weights are now, and in shards if they are
+            ema.shadow_params = [parameter.detach().clone() for parameter in self.model.parameters()]
         if config.compile:
             # With several processes the codebook's sums over them break the graph.
             self.model = torch.compile(self.model, fullgraph=accelerator.num_processes == 1)

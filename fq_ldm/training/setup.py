@@ -13,6 +13,7 @@ from ..atomic import replacing
 from ..distributed import processes
 from ..options import DataError, TrainingConfig, UserError, to_yaml
 from .checkpoint import check_same_run, checkpoints
+from .sharding import check_sharding
 
 CONFIG_FILE = "training_config.yaml"
 MODEL_FILES = ("config.json", "model_index.json")  # of diffusers
@@ -68,11 +69,15 @@ def start_run(config: TrainingConfig, options: dict) -> None:
     print(to_yaml(options))
 
 
-def make_accelerator(config: TrainingConfig) -> Accelerator:
+def make_accelerator(config: TrainingConfig, may_shard: bool = False) -> Accelerator:
     """The accelerator of a run; sets the seed too.
 
+    Args:
+        config: the options of the run.
+        may_shard: whether the weights may lie in shards over the processes.
+
     Raises:
-        UserError: for a precision or a tracker that this machine does not have.
+        UserError: for a precision or a tracker that this machine does not have, or sharding that is not supported.
     """
     if config.mixed_precision == "fp16" and processes().device.type == "cpu":
         raise UserError("mixed_precision: fp16 needs a GPU; on a CPU use no, or bf16 where the CPU has it")
@@ -87,6 +92,7 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
         )
     except ValueError as error:  # accelerate's word for an unknown or missing tracker
         raise UserError(f"report_to: {error}") from error
+    check_sharding(accelerator, may_shard)
     if config.report_to != "none" and not accelerator.log_with:
         raise UserError(f"report_to: the package of the tracker '{config.report_to}' is not installed")
     if accelerator.device.type == "cpu" and accelerator.num_processes == 1 and torch.get_num_threads() == 1:
