@@ -7,8 +7,10 @@ codebook. Each size runs in a process of its own. Prints the table, and writes g
 """
 
 import argparse
+import ctypes
 import json
 import math
+import resource
 import statistics
 import subprocess
 import sys
@@ -17,7 +19,6 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.quantizers import status
 from fq_ldm import FQModel
 
 SIDES = (32, 64, 128, 256, 512)
@@ -55,14 +56,14 @@ def measure(task: str, side: int, repeats: int) -> dict:
         model.zero_grad()
         latents.grad = None
 
+    ctypes.CDLL(None).malloc_trim(0)  # or what the start has left would be used again, and not be counted
+    before, seconds = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, []
     step()
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the start
-    before, seconds = status("VmRSS"), []
     for _ in range(repeats):
         start = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - start)
-    megabytes = (status("VmHWM") - before) / 1024
+    megabytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     return {"seconds": statistics.median(seconds) / BATCH_SIZE, "megabytes": megabytes / BATCH_SIZE}
 
 
@@ -109,7 +110,7 @@ def main() -> None:
     print("|---" * (len(SIDES) + 2) + "|")
     for task, title in TASKS.items():
         for side in SIDES:
-            command = [sys.executable, "-m", "benchmarks.growth", *flags, "--one", task, str(side)]
+            command = [sys.executable, __file__, *flags, "--one", task, str(side)]
             output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
             results[task][side] = json.loads(output.splitlines()[-1])
         cells = [f"{1000 * r['seconds']:.2f}, {r['megabytes']:.1f}" for r in results[task].values()]

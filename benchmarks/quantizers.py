@@ -7,6 +7,7 @@ of its own; the time is the median of the repeats, the memory what the process's
 """
 
 import argparse
+import ctypes
 import json
 import statistics
 import subprocess
@@ -114,6 +115,7 @@ def measure(method: str, side: int, repeats: int) -> dict:
     torch.manual_seed(0)
     module, quantize, inputs = make(method, side)
     inputs.requires_grad_()
+    ctypes.CDLL(None).malloc_trim(0)  # or what the start has left would be used again, and not be counted
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the start
     before = status("VmRSS")
     seconds = []

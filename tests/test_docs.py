@@ -270,8 +270,13 @@ def quickstart(workplace, untrained_vae):
     untrained_pipeline(model, 100).save_pretrained(workplace / "runs/quickstart/pipeline")
 
 
+PYTHON = [(page, code) for page in PAGES for code in blocks(page, "python")]
+
+
 @pytest.mark.parametrize(
-    "code", [pytest.param(code, id=str(page.relative_to(ROOT))) for page in PAGES for code in blocks(page, "python")]
+    "code",
+    # What streams from the Hub is run by test_large_data.py, on a stream of its own.
+    [pytest.param(code, id=str(page.relative_to(ROOT))) for page, code in PYTHON if "streaming=True" not in code],
 )
 def test_python(code, workplace, untrained_vae, capsys):
     if "runs/quickstart" in code:

@@ -1,6 +1,7 @@
-"""Where images come from: the Hub, a folder, parquet files or the embedded digits."""
+"""Where images come from: the Hub, a folder, parquet or tar files, or the embedded digits."""
 
 import sys
+import tarfile
 from pathlib import Path
 
 import datasets
@@ -23,14 +24,30 @@ def load_splits(config: DataConfig) -> datasets.DatasetDict:
     try:
         if path.suffix == ".parquet" and path.is_file():
             return datasets.load_dataset("parquet", data_files={config.train_split: str(path)})
-        if path.is_dir() and not any(path.rglob("*.parquet")):
-            splits = datasets.load_dataset("imagefolder", data_dir=str(path), drop_labels=True)
-            _report_other_files(path, sum(map(len, splits.values())))
-            return splits
-        return datasets.load_dataset(config.dataset, config.dataset_config)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(str(error).split())
+        if not path.is_dir():
+            return datasets.load_dataset(config.dataset, config.dataset_config)
+        kinds = {file.suffix.lower() for file in path.rglob("*")}
+        if ".tar" in kinds and kinds.isdisjoint(Image.registered_extensions()):
+            return _load_tars(path.resolve())
+        if ".parquet" in kinds:
+            return datasets.load_dataset(config.dataset, config.dataset_config)
+        splits = datasets.load_dataset("imagefolder", data_dir=str(path), drop_labels=True)
+        _report_other_files(path, sum(map(len, splits.values())))
+        return splits
+    except (OSError, ValueError, tarfile.TarError, datasets.exceptions.DatasetsError) as error:
+        vague = type(error) is datasets.exceptions.DatasetGenerationError  # "an error occurred"
+        reason = " ".join(str(error.__cause__ if vague else error).split())
         raise DataError(f"{config.dataset}: cannot be loaded as a folder, parquet or Hub dataset ({reason})") from error
+
+
+def _load_tars(folder: Path) -> datasets.DatasetDict:
+    """Shards of WebDataset; their columns are the extensions of the files in them.
+
+    What lies beside the shards is left out: img2dataset writes a parquet file, without images, for each of them.
+    """
+    patterns = datasets.data_files.get_data_patterns(str(folder))  # of the splits, by the names of files and folders
+    files = datasets.data_files.DataFilesDict.from_patterns(patterns, str(folder), allowed_extensions=[".tar"])
+    return datasets.load_dataset("webdataset", data_files={split: tars for split, tars in files.items() if tars})
 
 
 def _report_other_files(folder: Path, loaded: int) -> None:

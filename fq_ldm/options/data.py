@@ -10,12 +10,14 @@ from .fields import option
 class DataConfig:
     """Where images come from and how they are cut."""
 
-    dataset: str = option("", "Hub dataset, folder of images, parquet file or folder, or 'digits' (5,000 of MNIST)")
+    dataset: str = option(
+        "", "Hub dataset, folder of images, of parquet or of tar files, parquet file, or 'digits' (5,000 of MNIST)"
+    )
     dataset_config: str | None = option(None, "configuration of a Hub dataset")
     train_split: str = option("train", "split to train on")
     validation_split: str | None = option(None, "split to measure on; by default some training images are held out")
     validation_size: int = option(500, "training images held out when there is no validation split")
-    image_column: str = option("image", "column that holds the images")
+    image_column: str = option("image", "column that holds the images; of tar files, their extension (jpg)")
     channels: int = option(3, "1 for greyscale images, 3 for colour")
     convert_images: bool = option(False, "convert images with other channels instead of stopping at them")
     center_crop: int | None = option(None, "first cut a centred square of this many pixels (CelebA: 140)")
