@@ -235,6 +235,8 @@ def test_command(words, workplace, trained, untrained_vae, capsys):
         check_evaluation(argv, workplace, trained, untrained_vae)
     elif name == "reproduce.py":
         check_reproduction(argv)
+    elif name == "benchmarks/linear_coder.py":  # with the options of train_vae.py
+        parse_config(argv, *VAE_CLASSES, required=("dataset",))
     elif name.startswith(("examples/", "benchmarks/")):
         check_options(name, argv)
     else:

@@ -40,6 +40,7 @@ class BankTokens(nn.Module):
     index: torch.Tensor
     mean: torch.Tensor
     bank: torch.Tensor
+    order: torch.Tensor
 
     def __init__(
         self, latent_shape: tuple[int, int, int], num_tokens: int, token_dim: int, spectral_crop: tuple[int, int]

@@ -8,20 +8,15 @@ RANK = 64  # of each of them beyond
 
 
 class LowRankLinear(nn.Module):
-    """A linear map of `size` numbers to as many whose matrix is a product of two thin ones.
+    """As `nn.Linear`, with a matrix that is a product of two thin ones, of rank 64."""
 
-    Args:
-        size: U.
-        bias: add a bias.
-    """
-
-    def __init__(self, size: int, bias: bool = True):
+    def __init__(self, in_features: int, out_features: int, bias: bool = True):
         super().__init__()
-        self.down = nn.Linear(size, RANK, bias=False)
-        self.up = nn.Linear(RANK, size, bias=bias)
+        self.down = nn.Linear(in_features, RANK, bias=False)
+        self.up = nn.Linear(RANK, out_features, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., U) -> (..., U)."""
+        """(..., in_features) -> (..., out_features)."""
         return self.up(self.down(x))
 
 
@@ -47,18 +42,18 @@ class GraphModule(nn.Module):
 
     def __init__(self, num_tokens: int):
         super().__init__()
+        dense = num_tokens <= DENSE_TOKENS
+        make = nn.Linear if dense else LowRankLinear
+        self.features = make(num_tokens, num_tokens)  # a 1x1 convolution of U x 1 x 1 maps
         self.attention = nn.Conv1d(1, 1, kernel_size=1)
-        if num_tokens <= DENSE_TOKENS:
-            self.features = nn.Linear(num_tokens, num_tokens)  # a 1x1 convolution of U x 1 x 1 maps
-            self.adjacency = nn.Parameter(torch.zeros(num_tokens, num_tokens))  # C
-            self.output = nn.Linear(num_tokens, num_tokens)  # W
-            last = self.output
+        self.adjacency: nn.Parameter | LowRankLinear  # C, zero at the start
+        if dense:
+            self.adjacency = nn.Parameter(torch.zeros(num_tokens, num_tokens))
         else:
-            self.features = LowRankLinear(num_tokens)
-            self.adjacency = LowRankLinear(num_tokens, bias=False)
-            self.output = LowRankLinear(num_tokens)
+            self.adjacency = LowRankLinear(num_tokens, num_tokens, bias=False)
             nn.init.zeros_(self.adjacency.up.weight)
-            last = self.output.up
+        self.output = make(num_tokens, num_tokens)  # W
+        last = self.output.up if isinstance(self.output, LowRankLinear) else self.output
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
@@ -67,6 +62,5 @@ class GraphModule(nn.Module):
         energy = tokens.square().mean(-1)  # (B, U)
         f = self.features(torch.log(energy + 1e-6))
         attention = self.attention(f.unsqueeze(1)).squeeze(1).softmax(-1)  # the diagonal of B
-        dense = isinstance(self.adjacency, nn.Parameter)
-        neighbours = f @ self.adjacency if dense else self.adjacency(f)
+        neighbours = f @ self.adjacency if isinstance(self.adjacency, nn.Parameter) else self.adjacency(f)
         return 2 * torch.sigmoid(self.output(f * attention + neighbours))

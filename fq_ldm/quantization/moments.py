@@ -30,7 +30,8 @@ def mean_and_variance(batches: Batches, rows: Callable[[torch.Tensor], torch.Ten
 
 def gather(batches: Batches, rows: Callable[[torch.Tensor], torch.Tensor], most: int) -> torch.Tensor:
     """The rows (n, ...) of the first batches, `most` numbers at most but one row at least."""
-    parts, left = [], most
+    parts: list[torch.Tensor] = []
+    left = most
     for batch in batches:
         part = rows(batch)
         part = part[: max(left // part[0].numel(), not parts)]
