@@ -7,9 +7,9 @@ GPU if there is one, else what the process grew by while it worked (Linux only).
 import argparse
 import json
 import time
-from pathlib import Path
 
 import torch
+from memory import peak, start_peak
 
 from fq_ldm import load_vae
 
@@ -24,8 +24,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_vae(options.folder).to(device)
     images = torch.rand(options.batch_size, model.config.in_channels, *model.sample_size, device=device) * 2 - 1
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading the model
-    before = _status("VmRSS")
+    before = start_peak()
 
     with torch.inference_mode():
         for i in range(WARM_UP + BATCHES):
@@ -38,19 +37,13 @@ def main() -> None:
     if device.type == "cuda":
         memory = torch.cuda.max_memory_allocated() / 2**20
     else:
-        memory = (_status("VmHWM") - before) / 2**10
+        memory = (peak() - before) / 2**10
     print(json.dumps({"images_per_second": speed, "peak_memory_mb": memory}))
 
 
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
-
-
-def _status(field: str) -> int:
-    """A line of the kernel's account of this process, in kB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
 if __name__ == "__main__":

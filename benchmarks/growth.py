@@ -7,10 +7,8 @@ codebook. Each size runs in a process of its own. Prints the table, and writes g
 """
 
 import argparse
-import ctypes
 import json
 import math
-import resource
 import statistics
 import subprocess
 import sys
@@ -18,6 +16,7 @@ import time
 from pathlib import Path
 
 import torch
+from memory import peak, start_peak
 
 from fq_ldm import FQModel
 
@@ -56,14 +55,13 @@ def measure(task: str, side: int, repeats: int) -> dict:
         model.zero_grad()
         latents.grad = None
 
-    ctypes.CDLL(None).malloc_trim(0)  # or what the start has left would be used again, and not be counted
-    before, seconds = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, []
+    before, seconds = start_peak(), []
     step()
     for _ in range(repeats):
         start = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - start)
-    megabytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    megabytes = (peak() - before) / 1024
     return {"seconds": statistics.median(seconds) / BATCH_SIZE, "megabytes": megabytes / BATCH_SIZE}
 
 

@@ -7,16 +7,15 @@ of its own; the time is the median of the repeats, the memory what the process's
 """
 
 import argparse
-import ctypes
 import json
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from memory import peak, start_peak
 from torch import nn
 
 from fq_ldm import FQModel
@@ -94,12 +93,6 @@ def make(method: str, side: int):
     return module.train(), quantize, cells
 
 
-def status(field: str) -> int:
-    """A line of the kernel's account of this process, in kB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
-
-
 METHODS = (
     "FQ-VAE, learnt bank",
     "FQ-VAE, combs",
@@ -115,9 +108,7 @@ def measure(method: str, side: int, repeats: int) -> dict:
     torch.manual_seed(0)
     module, quantize, inputs = make(method, side)
     inputs.requires_grad_()
-    ctypes.CDLL(None).malloc_trim(0)  # or what the start has left would be used again, and not be counted
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the start
-    before = status("VmRSS")
+    before = start_peak()
     seconds = []
     for _ in range(repeats + 2):
         start = time.perf_counter()
@@ -126,7 +117,7 @@ def measure(method: str, side: int, repeats: int) -> dict:
         (outputs.square().mean() + loss).backward()
         inputs.grad = None
         seconds.append(time.perf_counter() - start)
-    return {"seconds": statistics.median(seconds[2:]), "megabytes": (status("VmHWM") - before) / 1024}
+    return {"seconds": statistics.median(seconds[2:]), "megabytes": (peak() - before) / 1024}
 
 
 def main() -> None:

@@ -200,6 +200,7 @@ def check_options(script, argv):
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Parsed) as parsed:
         patch.setattr(sys, "argv", [script, *argv])
+        patch.syspath_prepend(str((ROOT / script).parent))
         patch.setattr(argparse.ArgumentParser, "parse_known_args", stop)
         runpy.run_path(str(ROOT / script), run_name="__main__")
     unknown = parsed.value.args[0]
