@@ -18,7 +18,10 @@ def test_a_minute_of_training_on_digits():
     sample, held_out = sample_images(train_images, 4096, seed=0), sample_images(held_out, 500, seed=0)
     variance = pixel_variance([sample])
     torch.manual_seed(0)
-    model = FQModel(in_channels=1, sample_size=28, latent_channels=1, num_tokens=45, vq_embed_dim=5, spectral_crop=16)
+    model = FQModel(
+        in_channels=1, sample_size=28, latent_channels=1, tokens="interleaved", num_tokens=45, vq_embed_dim=5,
+        spectral_crop=16,
+    )  # fmt: skip
     model.initialize_(sample)
     start = evaluate_reconstruction(model, held_out.split(100), variance)
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=3e-3)
