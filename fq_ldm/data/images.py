@@ -115,19 +115,21 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
 
 def sample_images(dataset: ImageDataset, count: int, seed: int) -> torch.Tensor:
     """`count` images at random, or all if there are fewer, in an order that depends on the seed alone: (n, c, H, W)."""
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:count]
-    return torch.stack([dataset[int(i)] for i in order])
+    return torch.stack([dataset[i] for i in _sample(dataset, count, seed)])
 
 
 def sample_batches(dataset: ImageDataset, count: int, seed: int, num_workers: int) -> torch.utils.data.DataLoader:
     """Those images in batches (b, c, H, W), read anew each time they are gone over."""
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:count]
     return torch.utils.data.DataLoader(
-        torch.utils.data.Subset(dataset, order.tolist()),
+        torch.utils.data.Subset(dataset, _sample(dataset, count, seed)),
         batch_size=SAMPLE_BATCH_SIZE,
         num_workers=num_workers,
         generator=torch.Generator(),  # or else it would draw from the one that weights are drawn from
     )
+
+
+def _sample(dataset: ImageDataset, count: int, seed: int) -> list[int]:
+    return torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:count].tolist()
 
 
 def random_flip(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

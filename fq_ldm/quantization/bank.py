@@ -13,9 +13,9 @@ import math
 import torch
 from torch import nn
 
-from ..spectrum import pack_spectrum, spectral_crop_index, unpack_spectrum
+from ..spectrum import pack_spectrum, unpack_spectrum
 from .moments import Batches, mean_and_variance, shrunk_covariance, strongest_directions
-from .tokens import check_tokens_fit, equalizing_log_gain, interleave
+from .tokens import check_tokens_fit, coefficients_inside, equalizing_log_gain, interleave
 
 MIXED_COEFFICIENTS = 2048
 
@@ -72,10 +72,7 @@ class BankTokens(nn.Module):
         Raises:
             ValueError: for fewer than two images, images that are all alike, or numbers that are not finite.
         """
-        channels, h, w = self.latent_shape
-        device = self.index.device
-        crop = spectral_crop_index((h, w), self.spectral_crop, device)
-        candidates = (h * w * torch.arange(channels, device=device).unsqueeze(1) + crop).flatten()
+        candidates = coefficients_inside(self.latent_shape, self.spectral_crop, self.index.device)
         mean, variance = mean_and_variance(latents, lambda z: pack_spectrum(z).flatten(1)[:, candidates])
         strongest = variance.argsort(descending=True, stable=True)[: len(self.index)]
         self.index.copy_(candidates[strongest])

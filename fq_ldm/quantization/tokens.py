@@ -41,6 +41,15 @@ def equalizing_log_gain(std: torch.Tensor) -> torch.Tensor:
     return torch.log(std.mean(0) / std)
 
 
+def coefficients_inside(
+    latent_shape: tuple[int, ...], spectral_crop: tuple[int, ...], device: torch.device
+) -> torch.Tensor:
+    """Where in the flattened packed spectrum (D * h * w) the coefficients inside the crop lie: (D * h' * w',)."""
+    channels, h, w = latent_shape
+    crop = spectral_crop_index((h, w), (spectral_crop[0], spectral_crop[1]), device)
+    return (h * w * torch.arange(channels, device=device).unsqueeze(1) + crop).flatten()
+
+
 def check_tokens_fit(latent_shape: tuple, num_tokens: int, token_dim: int, spectral_crop: tuple[int, int]) -> int:
     """How many coefficients there are inside the spectral crop.
 
@@ -97,9 +106,7 @@ class InterleavedTokens(nn.Module):
         Raises:
             ValueError: for fewer than two images, images that are all alike, or numbers that are not finite.
         """
-        channels, h, w = self.latent_shape
-        crop = spectral_crop_index((h, w), self.spectral_crop, self.index.device)
-        candidates = (h * w * torch.arange(channels, device=crop.device).unsqueeze(1) + crop).flatten()
+        candidates = coefficients_inside(self.latent_shape, self.spectral_crop, self.index.device)
         mean, variance = mean_and_variance(latents, lambda z: pack_spectrum(z).flatten(1)[:, candidates])
         chosen = interleave(variance, *self.index.shape)
         self.index.copy_(candidates[chosen])
