@@ -1,9 +1,10 @@
 """What an image costs as it grows: python benchmarks/growth.py [--output_dir .] [--threads 1] [--repeats 5]
 
 Seconds and peak memory per image of 32 to 512 pixels at the same number of tokens for each pixel (64 tokens of 9 bits
-at 32x32), with the slopes in log-log from 64 pixels up: 1 is linear in the number of pixels. Latents are random. The
-quantizer is everything between encoder and decoder; its training step is forward, backward and the update of the
-codebook. Each size runs in a process of its own. Prints the table, and writes growth.json and growth.png.
+at 32x32), with the slopes in log-log from 64 pixels up: 1 is linear in the number of pixels. Latents are random, in
+batches of 512 x 512 pixels. The quantizer is everything between encoder and decoder; its training step is forward,
+backward and the update of the codebook. Each size runs in a process of its own. Prints the table, and writes growth.json
+and growth.png.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from fq_ldm import FQModel
 SIDES = (32, 64, 128, 256, 512)
 FIRST_SLOPE_SIDE = 64
 PIXELS_PER_TOKEN = 16
-BATCH_SIZE = 4
+BATCH_PIXELS = 512**2  # of all sizes the same, so that fixed costs of a step weigh alike
 TASKS = {
     "tokenize": "latents to indices",
     "detokenize": "indices to latents",
@@ -35,8 +36,9 @@ TASKS = {
 def measure(task: str, side: int, repeats: int) -> dict:
     """Median seconds, and megabytes that the peak of the process's memory rises by, for one image."""
     torch.manual_seed(0)
+    images = BATCH_PIXELS // side**2
     model = FQModel(sample_size=side, block_out_channels=(16,), num_tokens=side**2 // PIXELS_PER_TOKEN).train()
-    quantizer, latents = model.quantize, torch.randn(BATCH_SIZE, 3, side, side)
+    quantizer, latents = model.quantize, torch.randn(images, 3, side, side)
     with torch.no_grad():
         indices = quantizer.nearest(latents)
 
@@ -62,7 +64,7 @@ def measure(task: str, side: int, repeats: int) -> dict:
         step()
         seconds.append(time.perf_counter() - start)
     megabytes = (peak() - before) / 1024
-    return {"seconds": statistics.median(seconds) / BATCH_SIZE, "megabytes": megabytes / BATCH_SIZE}
+    return {"seconds": statistics.median(seconds) / images, "megabytes": megabytes / images}
 
 
 def slope(sides: list[int], values: list[float]) -> float:

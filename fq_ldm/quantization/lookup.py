@@ -6,7 +6,7 @@ Everything here is float32.
 import torch
 import torch.distributed as dist
 
-DISTANCES = 2**22  # between tokens and entries that are in memory at a time: 16 megabytes
+DISTANCES = 2**20  # between tokens and entries that are in memory at a time: 4 megabytes, which caches hold
 
 
 def nearest_entries(
