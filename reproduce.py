@@ -17,7 +17,7 @@ import evaluate
 from fq_ldm.data import load_images, sample_images
 from fq_ldm.evaluation import load_pair_metrics
 from fq_ldm.models import load_vae
-from fq_ldm.options import DataConfig, EvaluationConfig, TrainingConfig, UserError, VAEConfig, parse_config, run_script
+from fq_ldm.options import VAE_CONFIGS, DataConfig, EvaluationConfig, UserError, parse_config, run_script
 from reproduction.experiments import EXPERIMENTS, FQ, Experiment
 from reproduction.figures import bars, curves, image_rows
 from reproduction.runs import ROOT, Plan, efficiency, read_metrics, run, train_vae
@@ -108,7 +108,7 @@ def data_config(plan: Plan, experiment: Experiment) -> DataConfig:
     """
     for row in experiment.rows:
         argv = ["--config", *plan.config_files(row.config), *plan.options]
-        data = parse_config(argv, DataConfig, VAEConfig, TrainingConfig, required=("dataset", "output_dir"))[0]
+        data = parse_config(argv, *VAE_CONFIGS, required=("dataset", "output_dir"))[0]
     return data
 
 
@@ -131,7 +131,7 @@ def measure(folder: Path, plan: Plan, config: str, options: argparse.Namespace, 
 def data_flags(plan: Plan, config: str) -> list[str]:
     """The flags that describe the images of a run, for scripts that know no others."""
     argv = ["--config", *plan.config_files(config), *plan.options]
-    data = parse_config(argv, DataConfig, VAEConfig, TrainingConfig)[0]
+    data = parse_config(argv, *VAE_CONFIGS)[0]
     flags = []
     for name, value in vars(data).items():
         if value is not None:

@@ -45,15 +45,15 @@ def cascade_finds(images: list[np.ndarray]) -> list[bool]:
     return [len(cascade.detectMultiScale(image, 1.1, CASCADE_NEIGHBOURS, minSize=smallest)) > 0 for image in grey]
 
 
-def mtcnn_finds(images: list[np.ndarray]) -> list[bool] | None:
-    """None where facenet-pytorch is not installed."""
+def mtcnn_probabilities(images: list[np.ndarray]) -> list[float] | None:
+    """Of the likeliest face in each image, 0 where there is none; None where facenet-pytorch is not installed."""
     try:
         from facenet_pytorch import MTCNN
     except ImportError:
         return None
     detector = MTCNN(keep_all=False, device="cpu", min_face_size=ENLARGED // 4)
     probabilities = (detector.detect(image)[1] for image in images)
-    return [bool(p[0] is not None and p[0] > MTCNN_PROBABILITY) for p in probabilities]
+    return [float(p[0] or 0) for p in probabilities]
 
 
 def make_samples(path: str, count: int, steps: int) -> torch.Tensor:
@@ -89,14 +89,19 @@ def main() -> None:
         images = make_samples(options.pipeline, options.samples, options.num_inference_steps)
 
     prepared = [prepare(image) for image in images]
-    found = {"opencv_cascade": cascade_finds(prepared), "mtcnn": mtcnn_finds(prepared)}
+    found = {"opencv_cascade": cascade_finds(prepared)}
+    probabilities = mtcnn_probabilities(prepared)
+    if probabilities is not None:
+        found["mtcnn"] = [probability > MTCNN_PROBABILITY for probability in probabilities]
     report = {"of": options.pipeline or options.images, "images": len(images)}
     if options.pipeline:
         report["num_inference_steps"] = options.num_inference_steps
-    report |= {name: sum(finds) / len(finds) for name, finds in found.items() if finds is not None}
+    report |= {name: sum(finds) / len(finds) for name, finds in found.items()}
+    if probabilities is not None:
+        report["mtcnn_confidence"] = sum(probabilities) / len(probabilities)
     print(json.dumps(report))
     if options.output:
-        finds = found["mtcnn"] or found["opencv_cascade"]
+        finds = found.get("mtcnn") or found["opencv_cascade"]
         green = torch.tensor([0.0, 0.8, 0.0]).view(3, 1, 1)
         framed = images.clone()
         for image, is_face in zip(framed, finds, strict=True):

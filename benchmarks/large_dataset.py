@@ -127,13 +127,13 @@ def train(folder: Path, steps: int) -> dict:
     times, memories = [], []
     loop = train_vae.train
 
-    def watched(accelerator, config, model, loader, compute_loss, preview):
+    def watched(accelerator, config, model, loader, compute_loss, *rest):
         def noted(*batch):
             times.append(time.perf_counter() - start)
             memories.append(memory())
             return compute_loss(*batch)
 
-        return loop(accelerator, config, model, loader, noted, preview)
+        return loop(accelerator, config, model, loader, noted, *rest)
 
     train_vae.train = watched
     start = time.perf_counter()

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from fq_ldm.data import load_images, sample_batches
 from fq_ldm.metrics import pixel_variance
-from fq_ldm.options import DataConfig, TrainingConfig, VAEConfig, parse_config, run_script
+from fq_ldm.options import VAE_CONFIGS, parse_config, run_script
 from fq_ldm.training.vae import build_model
 
 BATCH_SIZE = 256
@@ -23,7 +23,7 @@ BATCH_SIZE = 256
 @torch.no_grad()
 def main(argv: list[str]) -> None:
     # The options of training are there for configuration files that set them.
-    data, vae, config = parse_config(argv, DataConfig, VAEConfig, TrainingConfig, required=("dataset",))
+    data, vae, _, config = parse_config(argv, *VAE_CONFIGS, required=("dataset",))
     train_images, held_out = load_images(data)
     torch.manual_seed(config.seed)
     model = build_model(data, vae).eval()

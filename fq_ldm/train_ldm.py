@@ -58,15 +58,16 @@ def main(argv: list[str]) -> None:
     else:
         train_data = train_images
 
-    def compute_loss(prepared, batch, generator):
+    def compute_loss(prepared, batch):
+        given, generator = batch.data, batch.generator
         if ldm.cache_latents:
-            views = torch.randint(batch.shape[1], (len(batch),), device=batch.device, generator=generator)
-            latents = batch[torch.arange(len(batch), device=batch.device), views]
+            views = torch.randint(given.shape[1], (len(given),), device=given.device, generator=generator)
+            latents = given[torch.arange(len(given), device=given.device), views]
             if ldm.target == "quantized":
                 latents = latents_of_tokens(vae, latents)
         else:
-            latents = encode_images(vae, batch, ldm.target, data.random_flip, generator)
-        return diffusion_loss(prepared, scheduler, latents, generator, ldm.snr_gamma), {}
+            latents = encode_images(vae, given, ldm.target, data.random_flip, generator)
+        return diffusion_loss(prepared, scheduler, latents, generator, ldm.snr_gamma, ldm.timestep_sampling), {}
 
     def preview(step):
         averaged = whole_unet(unet, ema)
@@ -85,7 +86,7 @@ def main(argv: list[str]) -> None:
     }
     if accelerator.is_main_process:
         print(f"validation: {metrics}")
-        finish(FQLDMPipeline(vae, unet, scheduler), ldm, config, metrics, options)
+        finish(FQLDMPipeline(vae, unet, scheduler, ldm.quantize_samples), ldm, config, metrics, options)
     accelerator.end_training()
 
 

@@ -29,6 +29,8 @@ class FQLDMPipeline(DiffusionPipeline):
             `diffusion_latent_shape`.
         scheduler: any diffusers scheduler whose `step` takes (model_output, timestep, sample). It must not
             clip the predicted sample to [-1, 1], since standardised latents reach further: `clip_sample=False`.
+        quantize_samples: snap sampled latents to the codebook before they are decoded, which takes small errors of
+            the UNet away; not for a decoder that was trained on unquantized latents.
 
     Raises:
         ValueError: if the UNet's channels are not those of the diffusion latents.
@@ -39,7 +41,9 @@ class FQLDMPipeline(DiffusionPipeline):
     _exclude_from_cpu_offload = ["vqvae"]
     _callback_tensor_inputs = ["latents"]
 
-    def __init__(self, vqvae: TokenAutoencoder, unet: UNet2DModel, scheduler: SchedulerMixin):
+    def __init__(
+        self, vqvae: TokenAutoencoder, unet: UNet2DModel, scheduler: SchedulerMixin, quantize_samples: bool = True
+    ):
         super().__init__()
         channels = vqvae.diffusion_latent_shape[0]
         if unet.config.in_channels != channels or unet.config.out_channels != channels:
@@ -48,6 +52,7 @@ class FQLDMPipeline(DiffusionPipeline):
                 f"latents of this FQ-VAE have {channels}: was the UNet trained with another FQ-VAE?"
             )
         self.register_modules(vqvae=vqvae, unet=unet, scheduler=scheduler)
+        self.register_to_config(quantize_samples=quantize_samples)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "FQLDMPipeline":
@@ -130,8 +135,13 @@ class FQLDMPipeline(DiffusionPipeline):
             if callback_on_step_end is not None:
                 latents = (callback_on_step_end(self, i, t, {"latents": latents}) or {}).get("latents", latents)
 
-        # Decode: snapping to the codebook takes small errors of the diffusion model away.
-        images = torch.cat([self._decode(part) for part in latents.split(DECODE_BATCH_SIZE)])
+        # Decode.
+        generators = generator if isinstance(generator, list) else None
+        parts = []
+        for start in range(0, num_images, DECODE_BATCH_SIZE):
+            part = slice(start, start + DECODE_BATCH_SIZE)
+            parts.append(self._decode(latents[part], generators[part] if generators else generator))
+        images = torch.cat(parts)
         if output_type != "pt":
             images = images.cpu().permute(0, 2, 3, 1).numpy()
         if output_type == "pil":
@@ -140,9 +150,10 @@ class FQLDMPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+    def _decode(self, latents: torch.Tensor, generator) -> torch.Tensor:
         latents = self.vqvae.from_diffusion_latents(latents)
-        images = self.vqvae.decode(latents).sample
+        kept = not self.config.quantize_samples
+        images = self.vqvae.decode(latents, force_not_quantize=kept, generator=generator).sample
         return (images.float() / 2 + 0.5).clamp(0, 1)
 
     def _step_kwargs(self, generator, eta: float) -> dict:

@@ -25,7 +25,8 @@ def watch(folder: Path, images: int, batch: int, steps: int, accumulation: int =
     model = torch.nn.Linear(1, 1)
     seen = []
 
-    def compute_loss(prepared, numbers, generator):
+    def compute_loss(prepared, batch):
+        numbers = batch.data
         seen.append(numbers.flatten().long().tolist())
         return prepared(numbers).square().mean(), {}
 

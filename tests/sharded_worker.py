@@ -81,7 +81,8 @@ def train_spoiled(folder: Path, late: bool, spoil: str) -> None:
     ema = EMAModel([], foreach=True)
     seen = []
 
-    def compute_loss(prepared, batch, generator):
+    def compute_loss(prepared, drawn):
+        batch = drawn.data
         seen.append(batch)
         prediction = prepared(batch, 10).sample
         loss = (prediction - batch).square().mean()

@@ -1,8 +1,8 @@
 """The shape of a checkout in one table: python tests/structure.py [FOLDER]
 
-Files and lines, the longest function (from `def` to its last line), the deepest nesting (of `for`, `while`, `if`,
-`with`, `try`, `match` and inner functions; an `elif` lies as deep as its `if`), and the imports between rooms: the
-packages and modules right under `fq_ldm`, and the folders beside it.
+Files and lines, the longest function (from `def` to its last line, without its docstring), the deepest nesting (of
+`for`, `while`, `if`, `with`, `try`, `match` and inner functions; an `elif` lies as deep as its `if`), and the imports
+between rooms: the packages and modules right under `fq_ldm`, and the folders beside it.
 """
 
 import ast
@@ -43,9 +43,19 @@ def functions(path: Path, root: Path) -> list[Function]:
     """All functions of a file."""
     nodes = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef))
     return [
-        Function(f"{path.relative_to(root)}::{node.name}", node.end_lineno - node.lineno + 1, depth_of(node))
+        Function(f"{path.relative_to(root)}::{node.name}", lines_of(node) - docstring_lines(node), depth_of(node))
         for node in nodes
     ]
+
+
+def lines_of(node: ast.AST) -> int:
+    """How many lines a statement takes."""
+    return node.end_lineno - node.lineno + 1
+
+
+def docstring_lines(node: ast.FunctionDef) -> int:
+    """How many lines of a function are its docstring."""
+    return 0 if ast.get_docstring(node) is None else lines_of(node.body[0])
 
 
 def room_of(module: str) -> str:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fq_ldm.options import DataConfig, LDMConfig, TrainingConfig, UserError, VAEConfig, parse_config
+from fq_ldm.options import VAE_CONFIGS, DataConfig, LDMConfig, TrainingConfig, UserError, VAEConfig, parse_config
 
 CONFIG_ROOT = Path(__file__).parent.parent / "configs"
 CONFIGS = sorted([*CONFIG_ROOT.glob("*/vae.yaml"), *CONFIG_ROOT.glob("*/ldm.yaml")])
@@ -71,8 +71,8 @@ def test_shipped_configs_describe_models(path):
     from fq_ldm.diffusion import build_scheduler, build_unet
     from fq_ldm.training.vae import build_model
 
-    data, vae, _ = parse_config(
-        ["--config", str(path.parent / "vae.yaml")], DataConfig, VAEConfig, TrainingConfig,
+    data, vae, *_ = parse_config(
+        ["--config", str(path.parent / "vae.yaml")], *VAE_CONFIGS,
         required=("dataset", "output_dir"),
     )  # fmt: skip
     model = build_model(data, vae)
@@ -95,7 +95,7 @@ def test_methods_fit_the_datasets_at_equal_bits(path, dataset):
     if path.parent.name == "channels" and dataset != "cifar10":
         pytest.skip("the paper sweeps channels on CIFAR-10")
     base = CONFIG_ROOT / dataset / "vae.yaml"
-    data, vae, _ = parse_config(["--config", str(base), str(path)], DataConfig, VAEConfig, TrainingConfig)
+    data, vae, *_ = parse_config(["--config", str(base), str(path)], *VAE_CONFIGS)
     model = build_model(data, vae)
     assert model.bits_per_image == {"cifar10": 64 * 9, "celeba64": 256 * 10}[dataset]
 
@@ -118,9 +118,9 @@ def test_there_are_configs_for_every_dataset():
 
 def test_a_configuration_is_found_by_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    by_name = parse_config(["--config", "celeba64/vae", "methods/sq_vae"], DataConfig, VAEConfig, TrainingConfig)
+    by_name = parse_config(["--config", "celeba64/vae", "methods/sq_vae"], *VAE_CONFIGS)
     paths = [str(CONFIG_ROOT / "celeba64" / "vae.yaml"), str(CONFIG_ROOT / "methods" / "sq_vae.yaml")]
-    assert by_name == parse_config(["--config", *paths], DataConfig, VAEConfig, TrainingConfig)
+    assert by_name == parse_config(["--config", *paths], *VAE_CONFIGS)
     assert by_name[1].quantizer == "sq" and by_name[0].center_crop == 140
     (tmp_path / "celeba64").mkdir()
     (tmp_path / "celeba64" / "vae").write_text("dataset: mine")  # a file wins over a name

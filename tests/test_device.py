@@ -45,6 +45,10 @@ SYNCHRONISATIONS = {
     "train_vae bf16, logged": (1, 0),
     "train_vae fp16": (0, 0),
     "train_vae fp16, logged": (1, 0),
+    "train_vae, painting, bf16": (0, 0),
+    "train_vae, painting, bf16, logged": (1, 0),
+    "train_vae, painting, fp16": (0, 0),
+    "train_vae, painting, fp16, logged": (1, 0),
     "train_ldm bf16": (0, 0),
     "train_ldm bf16, logged": (1, 0),
     "train_ldm bf16 from images": (0, 0),
@@ -305,6 +309,17 @@ def vae_folder(image_folder, tmp_path_factory):
 def test_train_vae(image_folder, tmp_path, precision, expect):
     options = {**VAE_OPTIONS, "dataset": image_folder, "output_dir": tmp_path / "vae", "mixed_precision": precision}
     expect_steps(expect, f"train_vae {precision}", *run_script(train_vae, **options, random_flip="true"))
+    assert (tmp_path / "vae" / "metrics.json").is_file()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_train_vae_against_a_discriminator(image_folder, tmp_path, precision, expect):
+    options = {**VAE_OPTIONS, "dataset": image_folder, "output_dir": tmp_path / "vae", "mixed_precision": precision}
+    options |= dict(
+        painter_block_out_channels=[4, 8], latent_noise=0.1, adversarial_weight=0.1, adversarial_start=0.1,
+        discriminator_block_out_channels=[4, 8], gradient_penalty_weight=0.1, decoder_ema_decay=0.9,
+    )  # fmt: skip
+    expect_steps(expect, f"train_vae, painting, {precision}", *run_script(train_vae, **options, random_flip="true"))
     assert (tmp_path / "vae" / "metrics.json").is_file()
 
 

@@ -21,7 +21,7 @@ from torch.distributed.run import get_args_parser
 import reproduce
 from fq_ldm import load_vae, train_ldm, train_vae
 from fq_ldm.evaluation import check_images, chosen_metrics
-from fq_ldm.options import DataConfig, EvaluationConfig, LDMConfig, TrainingConfig, UserError, VAEConfig, parse_config
+from fq_ldm.options import VAE_CONFIGS, DataConfig, EvaluationConfig, LDMConfig, TrainingConfig, UserError, parse_config
 from fq_ldm.training.vae import build_model
 from reproduction.experiments import EXPERIMENTS
 from reproduction.runs import Plan
@@ -93,7 +93,7 @@ def program(words):
 
 
 ALL = [(page, words) for page in PAGES for words in commands(page)]
-VAE_CLASSES, LDM_CLASSES = (DataConfig, VAEConfig, TrainingConfig), (DataConfig, LDMConfig, TrainingConfig)
+LDM_CLASSES = (DataConfig, LDMConfig, TrainingConfig)
 
 
 def furnish(folder):
@@ -124,7 +124,7 @@ def trained(tmp_path_factory):
         for name, argv in (program(words) for _, words in ALL):
             if name in found:
                 with suppress(UserError):  # told by the test of that command
-                    options = parse_config(argv, *(VAE_CLASSES if name == "train_vae.py" else LDM_CLASSES))
+                    options = parse_config(argv, *(VAE_CONFIGS if name == "train_vae.py" else LDM_CLASSES))
                     found[name][options[-1].output_dir] = options
     return found
 
@@ -136,10 +136,10 @@ def untrained_vae(trained, tmp_path_factory):
 
     def make(name):
         if name.startswith("runs/quickstart/"):  # by make
-            data, vae, _ = parse_config(["--config", "quickstart/vae"], *VAE_CLASSES)
+            data, vae, *_ = parse_config(["--config", "quickstart/vae"], *VAE_CONFIGS)
         else:
             assert name in trained["train_vae.py"], f"no command of the pages trains {name}"
-            data, vae, _ = trained["train_vae.py"][name]
+            data, vae, *_ = trained["train_vae.py"][name]
         if name not in models:
             models[name] = build_model(data, vae)
             models[name].save_pretrained(folder / name)
@@ -237,7 +237,7 @@ def test_command(words, workplace, trained, untrained_vae, capsys):
     elif name == "reproduce.py":
         check_reproduction(argv)
     elif name == "benchmarks/linear_coder.py":  # with the options of train_vae.py
-        parse_config(argv, *VAE_CLASSES, required=("dataset",))
+        parse_config(argv, *VAE_CONFIGS, required=("dataset",))
     elif name.startswith(("examples/", "benchmarks/")):
         check_options(name, argv)
     else:

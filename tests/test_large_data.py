@@ -120,7 +120,8 @@ def seen(folder, options, steps):
     loader = make_loader(load_images(DataConfig(**options))[0], config, num_workers=1)
     found = []
 
-    def compute_loss(prepared, images, generator):
+    def compute_loss(prepared, batch):
+        images = batch.data
         found.append(numbers(images))
         return prepared(images[:, 0, 0, :1]).square().mean(), {}
 

@@ -34,7 +34,8 @@ class Training:
         data = torch.linspace(-1, 1, 24).view(-1, 1)
         return train(accelerator, self.config, self.model, make_loader(data, self.config), self.loss, lambda step: {})
 
-    def loss(self, prepared, batch, generator):
+    def loss(self, prepared, drawn):
+        batch = drawn.data
         self.batches.append(batch)
         prediction = prepared(batch)
         loss = (prediction - 3 * batch).square().mean()

@@ -318,6 +318,16 @@ def test_lpips_reads_the_backbone_from_the_file(lpips, vgg_file):
     assert torch.equal(network.slice5.state_dict()["28.bias"], state["features.28.bias"])
 
 
+def test_lpips_has_a_gradient(lpips):
+    images, targets = torch.rand(2, 2, 3, 16, 16) * 2 - 1
+    images.requires_grad_()
+    distance = lpips.distance(images, targets)
+    distance.sum().backward()
+    assert images.grad.abs().sum((1, 2, 3)).gt(0).all()
+    pixels = [((x.detach() + 1) * 127.5).round().to(torch.uint8) for x in (images, targets)]
+    torch.testing.assert_close(lpips(*pixels), distance.detach(), rtol=0.05, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     "make, file, flag",
     [

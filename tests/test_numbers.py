@@ -1,6 +1,7 @@
 """Numbers that are not finite, and half precision, stay where they belong."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -95,19 +96,20 @@ class Fp16:
         return train(*self.arguments, self.model, loader, compute_loss, lambda step: {})
 
 
-def far_away(prepared, batch, generator=None):
-    return (prepared(batch) - 100).square().mean(), {}
+def far_away(prepared, batch):
+    return (prepared(batch.data) - 100).square().mean(), {}
 
 
 def test_steps_that_the_scaler_of_fp16_leaves_out_are_counted(tmp_path, monkeypatch):
     """A scale large enough to overflow at first: it shrinks by half with each of these steps, and the run goes on."""
     run = Fp16(tmp_path, monkeypatch, scale=2.0**127, max_train_steps=40)
-    before = far_away(run.model, run.data)[0].item()
+    images = SimpleNamespace(data=run.data)
+    before = far_away(run.model, images)[0].item()
     progress = run.train(far_away)
     assert progress.step == 40 and 0 < progress.skipped < 40
     assert run.scaler.get_scale() == 2.0 ** (127 - progress.skipped)
     assert all(p.isfinite().all() for p in run.model.parameters())
-    assert far_away(run.model, run.data)[0].item() < before
+    assert far_away(run.model, images)[0].item() < before
     (saved,) = (tmp_path / "checkpoints").iterdir()
     assert json.loads((saved / "progress.json").read_text())["progress"]["skipped"] == progress.skipped
 
@@ -117,8 +119,8 @@ def test_fp16_that_trains_nothing_stops(tmp_path, monkeypatch):
     run = Fp16(tmp_path, monkeypatch, max_train_steps=200, logging_steps=10)
     weights = run.model.weight.clone()
 
-    def compute_loss(prepared, batch, generator):
-        prediction = prepared(batch)
+    def compute_loss(prepared, batch):
+        prediction = prepared(batch.data)
         return prediction.square().mean() + (prediction - prediction).sum().sqrt(), {}
 
     with pytest.raises(DataError, match=r"step 30: no scale of the loss .* fallen to 6.1e-05.* mixed_precision bf16"):

@@ -63,6 +63,25 @@ def test_scripts_share_the_work(image_folder, tmp_path, count):
     assert len(list((tmp_path / "ldm" / "logs").rglob("events.out.tfevents*"))) >= 1
 
 
+@pytest.mark.parametrize("adversarial_loss", ["hinge", "non_saturating"])
+def test_a_discriminator_on_two_processes(image_folder, tmp_path, adversarial_loss):
+    """Saved once, with all steps seen; stopped and started again it goes on."""
+    options = {
+        **VAE_OPTIONS, "dataset": image_folder, "output_dir": "vae", "train_batch_size": 4, "report_to": "none",
+        "painter_block_out_channels": [4, 8], "adversarial_weight": 0.1, "adversarial_start": 0.25,
+        "latent_noise": 0.1, "decoder_ema_decay": 0.9, "discriminator_block_out_channels": [4, 8],
+        "adversarial_loss": adversarial_loss, "max_train_steps": 4,
+    }  # fmt: skip
+    launch(2, "train_vae.py", tmp_path, *to_flags(options))
+    metrics = json.loads((tmp_path / "vae" / "metrics.json").read_text())
+    assert metrics["images_seen"] == 4 * 2 * 4 and metrics["nmse"] > 0
+    first = load_file(tmp_path / "vae" / "checkpoints" / "step_00000004" / "model.safetensors")
+    assert any(name.startswith("layers.0.parametrizations") for name in first)
+    launch(2, "train_vae.py", tmp_path, *to_flags({**options, "max_train_steps": 6}))
+    again = load_file(tmp_path / "vae" / "checkpoints" / "step_00000006" / "model.safetensors")
+    assert first.keys() == again.keys() and not all(torch.equal(first[name], again[name]) for name in first)
+
+
 def test_two_halves_of_a_batch_train_like_the_batch(image_folder, tmp_path):
     """`train_vae.py` with 2 x 4 images and with 1 x 8, past an epoch: the same weights up to the order of sums."""
     common = dict(dataset=image_folder, max_train_steps=6, report_to="none")

@@ -11,15 +11,26 @@ from ..models import TokenAutoencoder
 from .latents import encode_images
 
 
-def draw_timesteps(count: int, steps: int, device: torch.device, generator: torch.Generator) -> torch.Tensor:
-    """One random timestep for each image of a batch, spread evenly over 0 .. steps - 1: (count,) int64.
+def draw_timesteps(
+    count: int, steps: int, device: torch.device, generator: torch.Generator, sampling: str = "uniform"
+) -> torch.Tensor:
+    """One random timestep for each image of a batch, out of 0 .. steps - 1: (count,) int64.
 
-    Each is uniform, but together they leave no gaps, which takes noise from the loss and its gradient (Kingma et al.
-    2021, variational diffusion models, appendix I.1).
+    Each is drawn from the distribution, but together they leave no gaps, which takes noise from the loss and its
+    gradient (Kingma et al. 2021, variational diffusion models, appendix I.1).
+
+    Args:
+        count: images.
+        steps: of the diffusion.
+        device: of the result.
+        generator: of the random number that all share.
+        sampling: "uniform", or "logit_normal": oftener in the middle of the noise than at its ends (Esser et al. 2024).
     """
     offset = torch.rand((), device=device, generator=generator, dtype=torch.float64)
-    strata = torch.arange(count, device=device, dtype=torch.float64)
-    return ((strata + offset) / count * steps).long().clamp(max=steps - 1)
+    quantiles = (torch.arange(count, device=device, dtype=torch.float64) + offset) / count
+    if sampling == "logit_normal":
+        quantiles = torch.sigmoid(torch.special.ndtri(quantiles))
+    return (quantiles * steps).long().clamp(max=steps - 1)
 
 
 def diffusion_loss(
@@ -28,6 +39,7 @@ def diffusion_loss(
     latents: torch.Tensor,
     generator: torch.Generator,
     snr_gamma: float | None = None,
+    timestep_sampling: str = "uniform",
 ) -> torch.Tensor:
     """Squared error of the prediction at timesteps spread over the noise: latents (B, C, H, W) -> scalar.
 
@@ -38,9 +50,11 @@ def diffusion_loss(
         generator: of noise and timesteps.
         snr_gamma: weigh the error of the predicted latents by min(SNR, gamma) (Hang et al. 2023, min-SNR); None
             weighs all timesteps alike in units of the prediction.
+        timestep_sampling: as in `draw_timesteps`.
     """
     noise = torch.randn(latents.shape, device=latents.device, generator=generator)
-    timesteps = draw_timesteps(len(latents), scheduler.config.num_train_timesteps, latents.device, generator)
+    steps = scheduler.config.num_train_timesteps
+    timesteps = draw_timesteps(len(latents), steps, latents.device, generator, timestep_sampling)
     prediction = model(scheduler.add_noise(latents, noise, timesteps), timesteps).sample
     predicts_noise = scheduler.config.prediction_type == "epsilon"
     target = noise if predicts_noise else scheduler.get_velocity(latents, noise, timesteps)

@@ -132,13 +132,20 @@ class LPIPS:
         Raises:
             ValueError: if the images are smaller than 16 x 16 pixels.
         """
+        return self.distance(*(x.to(self.device) / 127.5 - 1 for x in (images, targets)))
+
+    def distance(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The same of images in [-1, 1], float32, on the network's device; with a gradient.
+
+        Raises:
+            ValueError: if the images are smaller than 16 x 16 pixels.
+        """
         height, width = images.shape[2:]
         if min(height, width) < LPIPS_SMALLEST:
             raise ValueError(
                 f"LPIPS needs images of at least {LPIPS_SMALLEST}x{LPIPS_SMALLEST} pixels, not {height}x{width}"
             )
-        pair = (_three_channels(x).to(self.device) / 127.5 - 1 for x in (images, targets))
-        return self._network(*pair).flatten()
+        return self._network(_three_channels(images), _three_channels(targets)).flatten()
 
     def add(self, images: torch.Tensor, reconstructions: torch.Tensor) -> None:
         """Two batches (B, c, H, W) uint8."""

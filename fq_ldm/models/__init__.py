@@ -1,7 +1,8 @@
-from .autoencoder import FQDecoderOutput, QuantizedLatents, TokenAutoencoder
+from .autoencoder import TokenAutoencoder
 from .baselines import BaselineModel, HQAModel
 from .fq_model import FQModel
 from .loading import load_vae
+from .outputs import FQDecoderOutput, QuantizedLatents
 
 __all__ = [
     "BaselineModel",

@@ -1,16 +1,15 @@
 """An autoencoder between tokens and images, as a diffusers `VQModel`: what FQ-VAE and its baselines share."""
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from diffusers import VQModel
-from diffusers.models.autoencoders.vae import Decoder, DecoderOutput, Encoder
+from diffusers.models.autoencoders.vae import Decoder, Encoder
 from diffusers.models.autoencoders.vq_model import VQEncoderOutput
-from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
+from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 
 from ..quantization import GraphModule, TokenQuantizer
@@ -18,42 +17,12 @@ from ..quantization.moments import gather
 from ..quantization.precision import keep_dtype
 from ..spectrum import spectral_resize
 from .diffusion_view import DiffusionView
+from .outputs import FQDecoderOutput, QuantizedLatents
+from .painter import Generators, Painter
+from .start import LinearLatents, principal_colors
 
 STATISTICS_IMAGES = 1024  # that the diffusion latents are standardised by
 START_BATCH = 256  # images
-
-
-@dataclass
-class FQDecoderOutput(DecoderOutput):
-    """What `forward` and `decode` return.
-
-    Attributes:
-        sample: (B, c, H, W) images in [-1, 1], not clamped.
-        commit_loss: scalar, codebook loss plus beta times commitment loss (equation 1).
-        indices: (B, U) int64 tokens, or None where nothing was quantized.
-        perplexity: scalar, of this batch, or None where nothing was quantized.
-    """
-
-    indices: torch.Tensor | None = None
-    perplexity: torch.Tensor | None = None
-
-
-@dataclass
-class QuantizedLatents(BaseOutput):
-    """What `quantize_latents` returns.
-
-    Attributes:
-        latents: (B, D, h, w) quantized latents, before the graph module: quantizing interleaved or grid tokens
-            again changes nothing.
-        loss: scalar, codebook loss plus beta times commitment loss (equation 1).
-        indices: (B, U) int64.
-        perplexity: scalar, of this batch.
-    """
-
-    latents: torch.Tensor
-    loss: torch.Tensor
-    indices: torch.Tensor
-    perplexity: torch.Tensor
 
 
 class TokenAutoencoder(VQModel):
@@ -70,7 +39,9 @@ class TokenAutoencoder(VQModel):
     # Codes, statistics and gains must not be rounded when weights are loaded as float16.
     _keep_in_fp32_modules = ["quantize", "diffusion_view", "color_transform"]
 
-    def _build(self, make_tokens, make_codebook, spectral_crop=None, graph_module: bool = False) -> None:
+    def _build(
+        self, make_tokens, make_codebook, spectral_crop=None, graph_module: bool = False, painter: dict | None = None
+    ) -> None:
         """Make the modules, with the registered configuration; for the `__init__` of subclasses.
 
         Args:
@@ -78,10 +49,12 @@ class TokenAutoencoder(VQModel):
             make_codebook: `make_codebook(token_dim)` gives the codebook.
             spectral_crop: as in `FQModel`.
             graph_module: refine quantized tokens by equation 12.
+            painter: widths and depths of a `Painter` in place of the parent's decoder.
         """
         config = self.config
         # Not VQModel.__init__: it would build a spatial quantizer and register arguments of its own.
         super(VQModel, self).__init__()
+        self.tokens_frozen = False
         levels = len(config.block_out_channels)
         factor = 2 ** (levels - 1)
         self.sample_size = _pair(config.sample_size)
@@ -104,7 +77,17 @@ class TokenAutoencoder(VQModel):
         )
         ends = (config.in_channels, config.latent_channels)
         self.encoder = Encoder(*ends, ("DownEncoderBlock2D",) * levels, double_z=False, **common)
-        self.decoder = Decoder(*ends[::-1], ("UpDecoderBlock2D",) * levels, **common)
+        if painter is None:
+            self.decoder = Decoder(*ends[::-1], ("UpDecoderBlock2D",) * levels, **common)
+        else:
+            self.decoder = Painter(
+                *ends[::-1],
+                crop,
+                self.sample_size,
+                act_fn=config.act_fn,
+                norm_num_groups=config.norm_num_groups,
+                **painter,
+            )
         for conv in (self.encoder.conv_out, self.decoder.conv_out):
             nn.init.zeros_(conv.weight)
             nn.init.zeros_(conv.bias)
@@ -139,42 +122,58 @@ class TokenAutoencoder(VQModel):
             raise ValueError(
                 f"this model takes images of shape (batch, {', '.join(map(str, expected))}), not {tuple(x.shape)}"
             )
-        latents = self.encoder(x) + self._linear_encode(x).to(x.dtype)
+        with self._gradients():
+            latents = self.encoder(x) + self._linear_encode(x).to(x.dtype)
         return VQEncoderOutput(latents=latents) if return_dict else (latents,)
 
     @apply_forward_hook
     def decode(
-        self, h: torch.Tensor, force_not_quantize: bool = False, return_dict: bool = True, shape=None
+        self,
+        h: torch.Tensor,
+        force_not_quantize: bool = False,
+        return_dict: bool = True,
+        shape=None,
+        generator: Generators = None,
+        latent_noise: torch.Tensor | None = None,
     ) -> FQDecoderOutput | tuple[torch.Tensor, torch.Tensor]:
         """Latents (B, D, h, w) -> images.
 
         Args:
             h: latents, as `encode` or `from_diffusion_latents` gives them.
-            force_not_quantize: take the latents as quantized already (`quantize_latents`); exact for interleaved
-                and grid tokens.
+            force_not_quantize: take the latents as they are: quantized already (`quantize_latents`; exact for
+                interleaved and grid tokens), or by a decoder that was trained on unquantized ones.
             return_dict: return a `FQDecoderOutput`, else the tuple (sample, commit_loss).
             shape: unused; in the parent's signature.
+            generator: of the noise that a `Painter` puts in, one for the batch or one for each image; None for the
+                same noise in every image. Other decoders put in none.
+            latent_noise: (B,), deviation of noise on the standardised latents of each image, or None.
         """
-        if force_not_quantize:
-            output = FQDecoderOutput(sample=self._decode_tokens(self.quantize.split(h)), commit_loss=h.new_zeros(()))
-        else:
-            quantized = self.quantize.quantize(h)
-            output = FQDecoderOutput(
-                sample=self._decode_tokens(quantized.tokens),
-                commit_loss=quantized.loss,
-                indices=quantized.indices,
-                perplexity=quantized.perplexity,
-            )
+        tokens, found = self._code(h, force_not_quantize)
+        if latent_noise is not None:
+            tokens = tokens + self._token_noise(latent_noise, generator)
+        output = FQDecoderOutput(sample=self._decode_tokens(tokens, generator), **found)
         return output if return_dict else (output.sample, output.commit_loss)
 
     def forward(
-        self, sample: torch.Tensor, return_dict: bool = True
+        self,
+        sample: torch.Tensor,
+        return_dict: bool = True,
+        force_not_quantize: bool = False,
+        generator: Generators = None,
+        latent_noise: torch.Tensor | None = None,
     ) -> FQDecoderOutput | tuple[torch.Tensor, torch.Tensor]:
         """Images -> reconstructions, the loss of the quantizer, tokens and perplexity.
 
-        In training mode with gradients on, the codebook takes a step of equations 6-10.
+        In training mode with gradients on, the codebook takes a step of equations 6-10. The arguments are `decode`'s.
         """
-        return self.decode(self.encode(sample).latents, return_dict=return_dict)
+        latents = self.encode(sample).latents
+        return self.decode(latents, force_not_quantize, return_dict, None, generator, latent_noise)
+
+    def freeze_tokens_(self) -> None:
+        """Let nothing but the decoder learn from now on: images keep their tokens, whatever is trained."""
+        self.requires_grad_(False)
+        self.decoder.requires_grad_(True)
+        self.tokens_frozen = True
 
     @apply_forward_hook
     def quantize_latents(self, latents: torch.Tensor) -> QuantizedLatents:
@@ -211,8 +210,12 @@ class TokenAutoencoder(VQModel):
         return self.quantize.nearest(self.encode(x).latents, exclude)
 
     @apply_forward_hook
-    def detokenize(self, indices: torch.LongTensor) -> torch.Tensor:
+    def detokenize(self, indices: torch.LongTensor, generator: Generators = None) -> torch.Tensor:
         """Tokens (B, U) -> images (B, c, H, W): `model(x).sample` of the images they came from.
+
+        Args:
+            indices: int64.
+            generator: as in `decode`.
 
         Raises:
             ValueError: if the shape is not (B, U) or an index is not in 0 .. M-1.
@@ -222,7 +225,7 @@ class TokenAutoencoder(VQModel):
             raise ValueError(f"tokens must have the shape (batch, {u}), not {tuple(indices.shape)}")
         if indices.numel() and not (0 <= int(indices.min()) and int(indices.max()) < m):
             raise ValueError(f"tokens must lie in 0 .. {m - 1}; found {int(indices.min())} .. {int(indices.max())}")
-        return self._decode_tokens(self.quantize.codebook(indices))
+        return self._decode_tokens(self.quantize.codebook(indices), generator)
 
     @apply_forward_hook
     def to_diffusion_latents(self, latents: torch.Tensor) -> torch.Tensor:
@@ -268,8 +271,8 @@ class TokenAutoencoder(VQModel):
             ValueError: if they are too few, all alike, or not finite.
         """
         batches = images.split(START_BATCH) if isinstance(images, torch.Tensor) else images
-        self.color_transform.copy_(_principal_colors(batches, self.config.latent_channels))
-        latents = _LinearLatents(self, batches)
+        self.color_transform.copy_(principal_colors(batches, self.config.latent_channels))
+        latents = LinearLatents(lambda batch: self._linear_encode(batch.to(self.device)), batches)
         self.quantize.initialize_(latents)
         self.measure_diffusion_latents_(gather(latents, lambda z: z, STATISTICS_IMAGES * math.prod(self.latent_shape)))
 
@@ -291,12 +294,36 @@ class TokenAutoencoder(VQModel):
             parts = [self.project_latents(z) for z in parts]
         self.diffusion_view.measure_(torch.cat(parts))
 
-    def _decode_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self._decode_latents(self.quantize.refine(tokens))
+    def _gradients(self):
+        """Of what makes tokens: none while they are frozen, which leaves the codebook alone too."""
+        return torch.set_grad_enabled(torch.is_grad_enabled() and not self.tokens_frozen)
 
-    def _decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
+    def _code(self, latents: torch.Tensor, force_not_quantize: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The tokens (B, U, m) to decode, and what an `FQDecoderOutput` holds beside images."""
+        with self._gradients():
+            if force_not_quantize:
+                return self.quantize.split(latents), {"commit_loss": latents.new_zeros(())}
+            quantized = self.quantize.quantize(latents)
+        found = {"commit_loss": quantized.loss, "indices": quantized.indices, "perplexity": quantized.perplexity}
+        return quantized.tokens, found
+
+    def _token_noise(self, deviation: torch.Tensor, generator: Generators) -> torch.Tensor:
+        """What white noise of these deviations (B,) on the diffusion latents does to the tokens: (B, U, m)."""
+        shape = (len(deviation), *self.diffusion_latent_shape)
+        noise = randn_tensor(shape, generator, deviation.device) * deviation.view(-1, 1, 1, 1)
+        none = self.quantize.split(self.diffusion_view.inverse(torch.zeros_like(noise[:1])))
+        return self.quantize.split(self.diffusion_view.inverse(noise)) - none
+
+    def _decode_tokens(self, tokens: torch.Tensor, generator: Generators = None) -> torch.Tensor:
+        return self._decode_latents(self.quantize.refine(tokens), generator)
+
+    def _decode_latents(self, latents: torch.Tensor, generator: Generators = None) -> torch.Tensor:
         dtype = self.decoder.conv_in.weight.dtype
-        return self.decoder(latents.to(dtype)) + self._linear_decode(latents).to(dtype)
+        if isinstance(self.decoder, Painter):
+            painted = self.decoder(latents, generator)
+        else:
+            painted = self.decoder(latents.to(dtype))
+        return painted + self._linear_decode(latents).to(dtype)
 
     def _linear_encode(self, x: torch.Tensor) -> torch.Tensor:
         with torch.autocast(x.device.type, enabled=False):
@@ -311,39 +338,3 @@ class TokenAutoencoder(VQModel):
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
-class _LinearLatents:
-    """The latents of an untrained model, batch by batch: its convolutions add nothing yet, so they are left out."""
-
-    def __init__(self, model: TokenAutoencoder, batches: Iterable[torch.Tensor]):
-        self.model = model
-        self.batches = batches
-
-    def __iter__(self) -> Iterator[torch.Tensor]:
-        for batch in self.batches:
-            yield self.model._linear_encode(batch.to(self.model.device))
-
-
-def _principal_colors(batches: Iterable[torch.Tensor], num_channels: int) -> torch.Tensor:
-    """Orthonormal (D, c) map onto the principal colours of batches of images (b, c, H, W).
-
-    With fewer latent channels than colours, the strongest are kept. With more, the colours are spread over all
-    channels by a fixed orthogonal mixing, so that none starts empty.
-    """
-    count, total, products = 0, torch.zeros(()), torch.zeros(())
-    for images in batches:
-        colors = images.double().transpose(0, 1).flatten(1)  # (c, b*H*W)
-        count, total = count + colors.shape[1], total + colors.sum(1).cpu()
-        products = products + (colors @ colors.T).cpu()
-    mean = total / count
-    covariance = products / count - torch.outer(mean, mean)
-    if not covariance.isfinite().all():
-        raise ValueError("a start from data needs finite images; some of these hold NaN or infinite numbers")
-    principal = torch.linalg.eigh(covariance).eigenvectors.flip(1).T.float()  # (c, c), strongest first
-    principal = principal * torch.where(principal.sum(1, keepdim=True) < 0, -1.0, 1.0)  # fix the sign
-    if num_channels <= len(principal):
-        return principal[:num_channels]
-    generator = torch.Generator().manual_seed(0)
-    mixing = torch.linalg.qr(torch.randn(num_channels, len(principal), generator=generator)).Q
-    return mixing @ principal

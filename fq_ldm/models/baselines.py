@@ -16,7 +16,8 @@ from ..quantization.library import EMACodebook, FSQCodebook, ResidualCodebook, S
 from ..quantization.moments import Batches, gather
 from ..quantization.quantizer import START_NUMBERS
 from ..quantization.stochastic import HQACodebook
-from .autoencoder import FQDecoderOutput, TokenAutoencoder
+from .autoencoder import TokenAutoencoder
+from .outputs import FQDecoderOutput
 
 QUANTIZERS = ("ema", "sq", "fsq", "residual", "simvq")
 HQA_TEMPERATURE = 2 / 3  # of the Gumbel softmax at the start, its authors' value

@@ -45,6 +45,10 @@ class FQModel(TokenAutoencoder):
             (CVQ-VAE's other two), or "none": no re-initialisation.
         dependency: let correlated entries move more (equations 9 and 10).
         graph_module: refine quantized tokens by equation 12.
+        painter_block_out_channels: a `Painter` of these channels decodes, the image's size first and the spectral
+            crop's last; None for the trunk's decoder.
+        painter_layers_per_block: its residual blocks at each size; 1 at the image's, doubled at each smaller size by
+            default.
 
     Raises:
         ValueError: if the sizes do not fit one another; the message says which do.
@@ -77,6 +81,8 @@ class FQModel(TokenAutoencoder):
         anchors: str = "closest",
         dependency: bool = True,
         graph_module: bool = True,
+        painter_block_out_channels: tuple[int, ...] | None = None,
+        painter_layers_per_block: tuple[int, ...] | None = None,
     ):
         if tokens not in TOKEN_LAYOUTS:
             raise ValueError(f"tokens must be one of {', '.join(TOKEN_LAYOUTS)}, not {tokens}")
@@ -96,4 +102,11 @@ class FQModel(TokenAutoencoder):
         def make_codebook(token_dim):
             return Codebook(num_vq_embeddings, token_dim, commitment_weight, usage_decay, anchors, dependency)
 
-        self._build(make_tokens, make_codebook, spectral_crop, graph_module)
+        painter = None
+        if painter_block_out_channels is not None:
+            sizes = len(painter_block_out_channels)
+            painter = dict(
+                block_out_channels=painter_block_out_channels,
+                layers_per_block=painter_layers_per_block or [2**i for i in range(sizes)],
+            )
+        self._build(make_tokens, make_codebook, spectral_crop, graph_module, painter)

@@ -4,20 +4,25 @@ from .data import DataConfig
 from .errors import DataError, UserError, check
 from .evaluation import NETWORK_METRICS, PIPELINE_METRICS, VAE_METRICS, EvaluationConfig
 from .ldm import LDMConfig
+from .painting import PaintingConfig
 from .parsing import parse_config, resolved, to_yaml
 from .script import run_script
 from .training import LATENTS_FOLDER, TrainingConfig
 from .vae import VAEConfig
 
+VAE_CONFIGS = (DataConfig, VAEConfig, PaintingConfig, TrainingConfig)  # that train_vae.py reads
+
 __all__ = [
     "LATENTS_FOLDER",
     "NETWORK_METRICS",
     "PIPELINE_METRICS",
+    "VAE_CONFIGS",
     "VAE_METRICS",
     "DataConfig",
     "DataError",
     "EvaluationConfig",
     "LDMConfig",
+    "PaintingConfig",
     "TrainingConfig",
     "UserError",
     "VAEConfig",

@@ -16,6 +16,9 @@ class LDMConfig:
         "what the UNet learns: quantized latents, or unquantized ones, which the decoder quantizes",
         choices=["quantized", "unquantized"],
     )
+    quantize_samples: bool = option(
+        True, "snap sampled latents to the codebook; not for a decoder that was trained on unquantized ones"
+    )
     latent_layout: str | None = option(
         None, "image (spatial) or Fourier coefficients (spectral); by default as the FQ-VAE's diffusion_layout"
     )
@@ -37,6 +40,9 @@ class LDMConfig:
     beta_end: float = option(0.0195, "last beta of a linear schedule")
     prediction_type: str = option("epsilon", "what the UNet predicts", choices=["epsilon", "v_prediction"])
     snr_gamma: float | None = option(None, "min-SNR weighting of the loss; its paper has 5; by default none")
+    timestep_sampling: str = option(
+        "uniform", "how often each timestep is trained", choices=["uniform", "logit_normal"]
+    )
     use_ema: bool = option(True, "sample with a running mean of the weights")
     ema_decay: float = option(0.9999, "decay of the running mean, approached as (1 + step) / (10 + step)")
     cache_latents: bool = option(True, "encode the training images once, before training")

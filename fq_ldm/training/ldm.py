@@ -37,7 +37,9 @@ images = pipeline(num_images=16).images  # {steps} steps, as in the paper""",
 def sample(unet: UNet2DModel, vae: TokenAutoencoder, scheduler, ldm: LDMConfig) -> torch.Tensor:
     """The same few images at every call: (n, c, H, W) in [0, 1]; the UNet is evaluated."""
     unet.eval()
-    pipeline = FQLDMPipeline(vae, unet, sampling_scheduler(scheduler, ldm.preview_inference_steps))
+    pipeline = FQLDMPipeline(
+        vae, unet, sampling_scheduler(scheduler, ldm.preview_inference_steps), ldm.quantize_samples
+    )
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
     return pipeline(ldm.preview_images, ldm.preview_inference_steps, generator, output_type="pt").images

@@ -29,8 +29,8 @@ def train(
         config: the options of the run.
         model: what is trained; its weights hold the result.
         loader: from `make_loader`.
-        compute_loss: `compute_loss(prepared_model, batch, generator)` gives the loss, a scalar, and a dictionary
-            of what the progress bar and the tracker show: numbers, scalar tensors, or functions that give one when it
+        compute_loss: `compute_loss(prepared_model, batch)` gives the loss of a `Batch`, a scalar, and a dictionary of
+            what the progress bar and the tracker show: numbers, scalar tensors, or functions that give one when it
             is shown.
         preview: `preview(step)` writes a picture and gives {name: arrays (n, H, W, 3)} for the tracker. All processes
             call it, since the model's weights may lie in shards; what others than the main one give is not used.
@@ -52,7 +52,7 @@ def train(
         for batch in run.batches():
             # Accumulate gradients, and update the weights.
             with accelerator.accumulate(run.model):
-                loss, shown = compute_loss(run.model, batch.data, batch.generator)
+                loss, shown = compute_loss(run.model, batch)
                 watch.take(batch, loss)
                 run.optimizer.zero_grad()
             if not accelerator.sync_gradients:

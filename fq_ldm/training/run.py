@@ -52,11 +52,13 @@ class Batch:
         data: what the dataset gives, stacked.
         number: of the batch in its epoch.
         generator: of flips and noise, seeded by seed, process, epoch and number.
+        share: of the run that was done before its step, in 0 .. 1.
     """
 
     data: torch.Tensor
     number: int
     generator: torch.Generator
+    share: float
 
 
 class Run:
@@ -154,6 +156,12 @@ class Run:
             return self.progress.seconds >= self.config.max_train_seconds
         return self.progress.step >= self.max_steps
 
+    def share(self) -> float:
+        """How much of the run is done, in 0 .. 1."""
+        if self.by_clock:
+            return self.progress.seconds / self.config.max_train_seconds
+        return self.progress.step / self.max_steps
+
     def due(self, steps: int) -> bool:
         """Whether what is done every so many steps, and at the end, is to be done after this one."""
         return self.progress.step % steps == 0 or self.finished()
@@ -172,7 +180,7 @@ class Run:
             for number, data in enumerate(rest, start=first):
                 key = (self.config.seed, self.accelerator.process_index, epoch, number)
                 self._step_batches += 1
-                yield Batch(data, number, seed_batch(self.accelerator.device, *key))
+                yield Batch(data, number, seed_batch(self.accelerator.device, *key), self.share())
                 if self.finished():
                     return
 

@@ -18,6 +18,7 @@ from ..models import BaselineModel, FQModel, HQAModel, TokenAutoencoder
 from ..models.autoencoder import STATISTICS_IMAGES
 from ..options import DataConfig, TrainingConfig, UserError, VAEConfig
 from ..quantization.moments import gather
+from .painting import take_tokens_
 from .run import Progress
 
 PREVIEW_IMAGES = 8
@@ -25,8 +26,8 @@ EVALUATION_BATCH_SIZE = 128
 KINDS = {FQModel: "FQ-VAE", BaselineModel: "Baseline", HQAModel: "HQA"}
 
 
-def build_model(data: DataConfig, vae: VAEConfig) -> TokenAutoencoder:
-    """The untrained model that these options describe.
+def build_model(data: DataConfig, vae: VAEConfig, start_from: str | None = None) -> TokenAutoencoder:
+    """The untrained model that these options describe, with the tokens of the trained one that it starts from.
 
     Raises:
         UserError: if they do not fit one another, or one is for models of another kind.
@@ -42,9 +43,12 @@ def build_model(data: DataConfig, vae: VAEConfig) -> TokenAutoencoder:
             if value != field.default:
                 raise UserError(f"{field.name}: is not an option of quantizer {vae.quantizer}")
     try:
-        return model_class(**arguments)
+        model = model_class(**arguments)
     except ValueError as error:
         raise UserError(str(error)) from error
+    if start_from is not None:
+        take_tokens_(model, start_from)
+    return model
 
 
 @torch.no_grad()

@@ -1,0 +1,41 @@
+"""Losses of a decoder and its discriminator, all scalars."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+ADVERSARIAL_LOSSES = ("hinge", "non_saturating")
+LARGEST_BALANCE = 1e4  # VQGAN's bound
+
+
+def discriminator_loss(real: torch.Tensor, painted: torch.Tensor, kind: str) -> torch.Tensor:
+    """What the discriminator minimises, of its logits: hinge (Lim & Ye 2017) or logistic (Goodfellow et al. 2014)."""
+    if kind == "hinge":
+        return F.relu(1 - real).mean() + F.relu(1 + painted).mean()
+    return F.softplus(-real).mean() + F.softplus(painted).mean()
+
+
+def generator_loss(painted: torch.Tensor, kind: str) -> torch.Tensor:
+    """What the decoder minimises, of the logits of what it painted."""
+    return -painted.mean() if kind == "hinge" else F.softplus(-painted).mean()
+
+
+def feature_matching(real: list[torch.Tensor], painted: list[torch.Tensor]) -> torch.Tensor:
+    """Mean absolute difference of the discriminator's features, over its layers (pix2pixHD, Wang et al. 2018)."""
+    distances = [F.l1_loss(p.float(), r.detach().float()) for r, p in zip(real, painted, strict=True)]
+    return torch.stack(distances).mean()
+
+
+def gradient_penalty(discriminator: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """R1 (Mescheder et al. 2018): half the mean squared norm of the logits' gradient at real images (B, c, H, W)."""
+    images = images.detach().requires_grad_()
+    logits = discriminator(images)[0].float()
+    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    return gradient.square().sum((1, 2, 3)).mean() / 2
+
+
+def balance(reconstruction_loss: torch.Tensor, adversarial_loss: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The ratio of the two losses' gradients at the decoder's last weight (VQGAN, Esser et al. 2021, equation 7)."""
+    ours = torch.autograd.grad(reconstruction_loss, weight, retain_graph=True)[0].norm()
+    theirs = torch.autograd.grad(adversarial_loss, weight, retain_graph=True)[0].norm()
+    return (ours / (theirs + 1e-4)).clamp(0, LARGEST_BALANCE).detach()

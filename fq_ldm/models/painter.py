@@ -1,0 +1,103 @@
+"""A decoder that works at the size of the spectral crop first, and grows from there to the image."""
+
+import math
+
+import torch
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.utils.torch_utils import randn_tensor
+from torch import nn
+
+from ..spectrum import spectral_resize
+
+Generators = torch.Generator | list[torch.Generator] | None
+
+
+class Painter(nn.Module):
+    """Low-frequency latents -> what the image has beside their linear decoding.
+
+    The latents hold only low frequencies, so most of the work is done on few pixels: residual blocks at the size of
+    the crop, then pixel shuffles, with fewer channels and blocks at each doubled size. What the latents do not say
+    (hair, grain) has to come from somewhere: at each size one channel of noise goes in with the features.
+
+    Args:
+        latent_channels: D.
+        out_channels: c.
+        crop: (h', w'), of the latents.
+        size: (H, W), of the images: h' and w' times 2^(n-1) for n sizes.
+        block_out_channels: of each size, the image's first and the crop's last.
+        layers_per_block: residual blocks at each size, in the same order.
+        act_fn: activation.
+        norm_num_groups: groups of the group normalisations.
+
+    Raises:
+        ValueError: if the sizes do not fit one another.
+    """
+
+    def __init__(
+        self,
+        latent_channels: int,
+        out_channels: int,
+        crop: tuple[int, int],
+        size: tuple[int, int],
+        block_out_channels: tuple[int, ...],
+        layers_per_block: tuple[int, ...],
+        act_fn: str = "silu",
+        norm_num_groups: int = 8,
+    ):
+        super().__init__()
+        growth = 2 ** (len(block_out_channels) - 1)
+        if (crop[0] * growth, crop[1] * growth) != tuple(size):
+            raise ValueError(
+                f"painter_block_out_channels {list(block_out_channels)} grow the spectral crop {tuple(crop)} "
+                f"{growth} times, which is not the sample_size {tuple(size)}: give as many numbers as there are sizes"
+            )
+        if len(layers_per_block) != len(block_out_channels):
+            raise ValueError(
+                f"painter_layers_per_block {list(layers_per_block)} must have one number for each of "
+                f"painter_block_out_channels {list(block_out_channels)}"
+            )
+        self.crop = tuple(crop)
+        common = dict(temb_channels=None, groups=norm_num_groups, non_linearity=act_fn, eps=1e-6)
+        channels, layers = list(block_out_channels)[::-1], list(layers_per_block)[::-1]
+        self.conv_in = nn.Conv2d(latent_channels, channels[0], 3, padding=1)
+        self.sizes = nn.ModuleList()
+        self.growing = nn.ModuleList()
+        for i, (width, depth) in enumerate(zip(channels, layers, strict=True)):
+            if i:
+                self.growing.append(nn.Conv2d(channels[i - 1], 4 * width, 3, padding=1))
+            blocks = [ResnetBlock2D(in_channels=width, out_channels=width, **common) for _ in range(depth)]
+            self.sizes.append(nn.ModuleList([nn.Conv2d(1, width, 3, padding=1), *blocks]))
+        self.norm_out = nn.GroupNorm(norm_num_groups, channels[-1], eps=1e-6)
+        self.act_out = nn.SiLU()
+        self.conv_out = nn.Conv2d(channels[-1], out_channels, 3, padding=1)
+
+    def forward(self, latents: torch.Tensor, generator: Generators = None) -> torch.Tensor:
+        """Latents (B, D, h, w) inside the crop -> (B, c, H, W), to be added to their linear decoding.
+
+        Args:
+            latents: of any dtype.
+            generator: of the noise, one for the batch or one for each image; None for the same noise in every image.
+        """
+        features = self.conv_in(self._small(latents))
+        for i, (add_noise, *blocks) in enumerate(self.sizes):
+            if i:
+                features = nn.functional.pixel_shuffle(self.growing[i - 1](features), 2)
+            features = features + add_noise(_noise(features, generator))
+            for block in blocks:
+                features = block(features, None)
+        return self.conv_out(self.act_out(self.norm_out(features)))
+
+    def _small(self, latents: torch.Tensor) -> torch.Tensor:
+        """The latents at the size of the crop, with the amplitudes of an image and not of its norm."""
+        ratio = math.sqrt(math.prod(self.crop) / math.prod(latents.shape[-2:]))
+        with torch.autocast(latents.device.type, enabled=False):
+            small = spectral_resize(latents.float(), self.crop) * ratio
+        return small.to(self.conv_in.weight.dtype)
+
+
+def _noise(features: torch.Tensor, generator: Generators) -> torch.Tensor:
+    """Normal noise (B, 1, h, w), drawn without a generator as the same (1, 1, h, w) at every call."""
+    batch, _, height, width = features.shape
+    if generator is None:
+        generator, batch = torch.Generator().manual_seed(0), 1
+    return randn_tensor((batch, 1, height, width), generator, device=features.device, dtype=features.dtype)

@@ -1,0 +1,52 @@
+"""Options of a decoder that paints what the tokens do not hold."""
+
+from dataclasses import dataclass
+
+from .errors import check
+from .fields import check_positive, option
+
+
+@dataclass
+class PaintingConfig:
+    """How the decoder is trained beside equation 1; by default by equation 1 alone."""
+
+    start_from: str | None = option(
+        None, "trained FQ-VAE, folder or Hub repository, whose tokens are kept bit for bit: only the decoder is trained"
+    )
+    freeze_tokens: bool = option(
+        False, "train the decoder alone on tokens as they start from data: the encoder stays linear"
+    )
+    decode_unquantized: bool = option(False, "train the decoder on latents that are not quantized")
+    latent_noise: float = option(
+        0.0, "noise on the decoder's latents in training, uniform between 0 and so much of their deviation"
+    )
+    reconstruction_loss: str = option("mse", "squared or absolute error", choices=["mse", "l1"])
+    reconstruction_weight: float = option(1.0, "of the reconstruction loss")
+    adversarial_weight: float = option(0.0, "of the adversarial loss; 0 for no discriminator")
+    adversarial_loss: str = option("hinge", "hinge, or non-saturating logistic", choices=["hinge", "non_saturating"])
+    adversarial_start: float = option(0.25, "share of the run after which the discriminator joins")
+    adaptive_weight: bool = option(
+        False, "scale the adversarial loss by the ratio of both losses' gradients at the last layer, as VQGAN does"
+    )
+    feature_matching_weight: float = option(0.5, "of the distance of the discriminator's features")
+    gradient_penalty_weight: float = option(0.0, "of R1, the discriminator's squared gradient at real images")
+    lpips_weight: float = option(0.0, "of LPIPS with VGG16")
+    lpips_weights: str | None = option(None, "file with torchvision's VGG16 weights; by default they are downloaded")
+    discriminator_block_out_channels: list[int] = option([32, 64, 128, 128], "channels; each layer halves the image")
+    discriminator_learning_rate: float = option(8e-4, "learning rate of the discriminator, which stays as it is")
+    decoder_ema_decay: float | None = option(None, "save the running mean of the weights, of this decay")
+
+    @property
+    def active(self) -> bool:
+        """Whether the decoder is trained by anything but equation 1."""
+        return self != PaintingConfig(decoder_ema_decay=self.decoder_ema_decay)
+
+    def __post_init__(self):
+        zeros = [f for f in vars(self) if f.endswith("_weight") and f not in ("reconstruction_weight",)]
+        check_positive(self, but=("latent_noise", "adversarial_start", "decoder_ema_decay", *zeros))
+        for name in ("latent_noise", *zeros):
+            check(getattr(self, name) >= 0, name, getattr(self, name), "must not be negative")
+        check(0 <= self.adversarial_start < 1, "adversarial_start", self.adversarial_start,
+              "must be a share of the run, in 0 .. 1 and before its end")  # fmt: skip
+        decay = self.decoder_ema_decay
+        check(decay is None or 0 <= decay < 1, "decoder_ema_decay", decay, "must lie in 0 .. 1")

@@ -1,0 +1,211 @@
+"""Training a decoder to paint: its losses, its discriminator, and where it starts."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+
+from ..adversarial import (
+    PatchDiscriminator,
+    balance,
+    discriminator_loss,
+    feature_matching,
+    generator_loss,
+    gradient_penalty,
+)
+from ..metrics.fidelity import LPIPS, LPIPS_SMALLEST
+from ..models import FQDecoderOutput, FQModel, TokenAutoencoder, load_vae
+from ..options import DataError, PaintingConfig, TrainingConfig, UserError, check
+from .run import Batch, looks_late
+
+
+class Adversary:
+    """A discriminator with its optimizer: both lie in the run's checkpoints.
+
+    Args:
+        accelerator: of the run.
+        painting: the options.
+        training: the options of the run.
+        channels: c, of the images.
+    """
+
+    def __init__(self, accelerator: Accelerator, painting: PaintingConfig, training: TrainingConfig, channels: int):
+        self.accelerator = accelerator
+        self.options = painting
+        self.max_grad_norm = training.max_grad_norm
+        discriminator = PatchDiscriminator(channels, painting.discriminator_block_out_channels)
+        optimizer = torch.optim.Adam(
+            discriminator.parameters(),
+            painting.discriminator_learning_rate,
+            betas=(0.5, training.adam_beta2),
+            fused=looks_late(accelerator.device) or None,  # or else the scaler of fp16 waits for the device
+        )
+        self.discriminator, self.optimizer = accelerator.prepare(discriminator, optimizer)
+
+    def train(self, images: torch.Tensor, painted: torch.Tensor) -> dict[str, torch.Tensor]:
+        """One step of the discriminator on images and painted images (B, c, H, W); what is shown of it."""
+        # One forward pass for both, since several processes allow one before each backward pass.
+        logits, _ = self.discriminator(torch.cat([images, painted.detach().to(images.dtype)]))
+        real, fake = logits.float().chunk(2)
+        loss = discriminator_loss(real, fake, self.options.adversarial_loss)
+        if self.options.gradient_penalty_weight:
+            penalty = gradient_penalty(self.accelerator.unwrap_model(self.discriminator), images)
+            loss = loss + self.options.gradient_penalty_weight * penalty
+        self.accelerator.backward(loss)
+        if self.accelerator.sync_gradients:
+            self.accelerator.clip_grad_norm_(self.discriminator.parameters(), self.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        right = (real > 0).float().mean() / 2 + (fake < 0).float().mean() / 2
+        return {"discriminator_loss": loss.detach(), "discriminator_accuracy": right}
+
+    def judge(self, images: torch.Tensor, painted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The adversarial loss of painted images, and the distance of their features to those of the images."""
+        discriminator = self.accelerator.unwrap_model(self.discriminator).requires_grad_(False)
+        with self.accelerator.autocast():
+            logits, features = discriminator(painted)
+            with torch.no_grad():
+                _, real_features = discriminator(images)
+        discriminator.requires_grad_(True)
+        return generator_loss(logits.float(), self.options.adversarial_loss), feature_matching(real_features, features)
+
+
+class PlainLoss:
+    """Equation 1, or what the codebook of a baseline asks for."""
+
+    def __init__(self, model: TokenAutoencoder):
+        self.model = model
+
+    def __call__(self, prepared: Callable, images: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, dict]:
+        """The loss of images (B, c, H, W), and what is shown."""
+        output = prepared(images)
+        loss, reconstruction_loss = self.model.loss(images, output)
+        return loss, {"reconstruction_loss": reconstruction_loss.detach(), "commit_loss": output.commit_loss.detach()}
+
+
+class PaintingLoss:
+    """The training loss of a decoder that paints.
+
+    Args:
+        model: not prepared; its decoder's last weight balances the losses.
+        options: of the painting.
+        adversary: or None.
+        lpips: or None.
+    """
+
+    def __init__(
+        self, model: TokenAutoencoder, options: PaintingConfig, adversary: Adversary | None, lpips: LPIPS | None
+    ):
+        self.model = model
+        self.lpips = lpips
+        self.options = options
+        self.adversary = adversary
+
+    def __call__(self, prepared: Callable, images: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, dict]:
+        """The loss of images (B, c, H, W), and what is shown; trains the discriminator too."""
+        output = self._paint(prepared, images, batch.generator)
+        painted, options = output.sample.float(), self.options
+        error = (F.l1_loss if options.reconstruction_loss == "l1" else F.mse_loss)(painted, images)
+        shown = {"reconstruction_loss": error.detach(), "commit_loss": output.commit_loss.detach()}
+        loss = options.reconstruction_weight * error + output.commit_loss
+        if self.lpips is not None:
+            distance = self.lpips.distance(painted, images).mean()
+            loss = loss + options.lpips_weight * distance
+            shown["lpips"] = distance.detach()
+        if self.adversary is not None and batch.share >= options.adversarial_start:
+            shown |= self.adversary.train(images, painted)
+            adversarial, distance = self.adversary.judge(images, painted)
+            weight = options.adversarial_weight
+            if options.adaptive_weight:
+                weight = weight * balance(loss, adversarial, self.model.decoder.conv_out.weight)
+            loss = loss + weight * adversarial + options.feature_matching_weight * distance
+            shown |= {"adversarial_loss": adversarial.detach(), "feature_matching": distance.detach()}
+        return loss, shown
+
+    def _paint(self, prepared: Callable, images: torch.Tensor, generator: torch.Generator) -> FQDecoderOutput:
+        noise = None
+        if self.options.latent_noise:
+            noise = self.options.latent_noise * torch.rand(len(images), device=images.device, generator=generator)
+        return prepared(
+            images, force_not_quantize=self.options.decode_unquantized, generator=generator, latent_noise=noise
+        )
+
+
+def make_objective(
+    accelerator: Accelerator, model: TokenAutoencoder, painting: PaintingConfig, training: TrainingConfig
+) -> PlainLoss | PaintingLoss:
+    """What is minimised: `objective(prepared_model, images, batch)` gives the loss and what is shown of it.
+
+    To be made before the model is prepared, and always in that order: checkpoints number what they hold.
+
+    Raises:
+        UserError: for a model that is not trained by equation 1.
+    """
+    if not painting.active:
+        return PlainLoss(model)
+    if not isinstance(model, FQModel):
+        raise UserError(
+            f"reconstruction_loss, adversarial_weight and the like are for FQ-VAE, VQ-VAE and CVQ-VAE: "
+            f"{type(model).__name__} has an objective of its own"
+        )
+    adversary = None
+    if painting.adversarial_weight:
+        adversary = Adversary(accelerator, painting, training, model.config.in_channels)
+    lpips = None
+    if painting.lpips_weight:
+        check(min(model.sample_size) >= LPIPS_SMALLEST, "lpips_weight", f"images of {model.sample_size}",
+              f"is for images of at least {LPIPS_SMALLEST} pixels")  # fmt: skip
+        try:
+            lpips = LPIPS(painting.lpips_weights, accelerator.device)
+        except (ValueError, FileNotFoundError) as error:
+            raise UserError(str(error)) from error
+    return PaintingLoss(model, painting, adversary, lpips)
+
+
+@contextmanager
+def averaged(model: TokenAutoencoder, ema: EMAModel | None) -> Iterator[None]:
+    """The model with its averaged weights, where there are some."""
+    if ema is None:
+        yield
+        return
+    ema.store(model.parameters())
+    ema.copy_to(model.parameters())
+    yield
+    ema.restore(model.parameters())
+
+
+def take_tokens_(model: TokenAutoencoder, name: str) -> bool:
+    """Give a model the tokens of a trained one, in a folder or on the Hub, and freeze them.
+
+    Returns:
+        Whether the decoder's weights were taken too; one of another shape starts anew.
+
+    Raises:
+        DataError: if there is no such model.
+        UserError: if its tokens are others than this model's.
+    """
+    try:
+        source = load_vae(name)
+    except Exception as error:  # a foreign or damaged file fails in as many ways as there are files
+        raise DataError(f"start_from: no FQ-VAE can be loaded from {name} ({' '.join(str(error).split())})") from error
+    theirs, ours = source.state_dict(), model.state_dict()
+    tokens = {key: value for key, value in theirs.items() if not key.startswith("decoder.")}
+    if {key: value.shape for key, value in tokens.items()} != {
+        key: value.shape for key, value in ours.items() if not key.startswith("decoder.")
+    }:
+        kept = [key for key in source.config if key in model.config and not key.startswith(("_", "painter_"))]
+        differences = [f"{key} {source.config[key]}, not {model.config[key]}" for key in kept
+                       if source.config[key] != model.config[key]]  # fmt: skip
+        raise UserError(
+            f"start_from: the model in {name} has {'; '.join(differences)}: give the options it was made with"
+        )
+    decoder = {key: value for key, value in theirs.items() if key.startswith("decoder.")}
+    same = {key: v.shape for key, v in decoder.items()} == {
+        key: v.shape for key, v in ours.items() if key.startswith("decoder.")
+    }
+    model.load_state_dict(tokens | decoder if same else tokens, strict=False)
+    model.freeze_tokens_()
+    return same

@@ -1,0 +1,126 @@
+"""Training a decoder that paints: by the script, judged by what it leaves."""
+
+import json
+from functools import partialmethod
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_pipeline import seeds
+from test_scripts import VAE_OPTIONS, call  # noqa: F401  (a fixture)
+
+import train_vae
+from fq_ldm import FQLDMPipeline, FQModel
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+OPTIONS = {**VAE_OPTIONS, "painter_block_out_channels": [4, 8], "report_to": "none", "random_flip": True}
+ADVERSARIAL = dict(
+    reconstruction_loss="l1", adversarial_weight=0.1, adversarial_start=0.4, latent_noise=0.1, decoder_ema_decay=0.9,
+    discriminator_block_out_channels=[4, 8],
+)  # fmt: skip
+
+
+@pytest.fixture
+def train(image_folder, call):  # noqa: F811
+    def train(output_dir, **options):
+        options = {name: value for name, value in {**OPTIONS, **options}.items() if value is not None}
+        status, out, err = call(train_vae.main, dataset=image_folder, output_dir=output_dir, **options)
+        assert status == 0, err
+        return out
+
+    return train
+
+
+def stops_at(request, stop, step):
+    """In place of `StopRequest.agreed`: SIGTERM at that step."""
+    return 15 if step == stop else 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, dict(adversarial_loss="non_saturating", adaptive_weight=True, gradient_penalty_weight=0.1)],
+    ids=["hinge", "all"],
+)
+def test_a_stopped_run_ends_in_the_same_bits(train, tmp_path, changes):
+    """Stopped before the discriminator joins (its 2nd of 5 steps), and after that."""
+    options = {**ADVERSARIAL, **changes}
+    train("whole", max_train_steps=5, checkpointing_steps=5, **options)
+    for stop in (1, 4):
+        name = f"parts{stop}"
+        # A run of another length has another schedule: it is stopped, not ended.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("fq_ldm.training.interruption.StopRequest.agreed", partialmethod(stops_at, stop))
+            with pytest.raises(AssertionError):
+                train(name, max_train_steps=5, checkpointing_steps=1, **options)
+        train(name, max_train_steps=5, checkpointing_steps=1, **options)
+        for path in (WEIGHTS, *(f"checkpoints/step_00000005/{x}.safetensors" for x in ("model", "model_1", "ema"))):
+            whole, parts = load_file(tmp_path / "whole" / path), load_file(tmp_path / name / path)
+            assert whole.keys() == parts.keys() and all(torch.equal(whole[k], parts[k]) for k in whole), path
+
+
+def test_the_discriminator_joins_after_its_share(train, tmp_path):
+    options = {**ADVERSARIAL, "adversarial_start": 0.5}
+    train("run", max_train_steps=4, checkpointing_steps=1, checkpoints_total_limit=4, **options)
+    first, second, third = (load_file(tmp_path / f"run/checkpoints/step_{n:08d}/model.safetensors") for n in (1, 2, 3))
+    weights = [name for name in first if "original" in name]
+    assert weights and all(torch.equal(first[name], second[name]) for name in weights)
+    assert not any(torch.equal(second[name], third[name]) for name in weights)
+
+
+def test_a_decoder_is_trained_on_the_tokens_of_another_model(train, tmp_path):
+    train("plain", max_train_steps=2, painter_block_out_channels=None)
+    out = train("painted", max_train_steps=3, start_from="plain", **ADVERSARIAL)
+    plain, painted = (FQModel.from_pretrained(tmp_path / name) for name in ("plain", "painted"))
+    assert painted.config.painter_block_out_channels == [4, 8]
+    theirs, ours = plain.state_dict(), painted.state_dict()
+    kept = [k for k in ours if not k.startswith(("decoder.", "diffusion_view."))]
+    assert kept and all(torch.equal(theirs[k], ours[k]) for k in kept)
+    images = torch.rand(8, 1, 16, 16) * 2 - 1
+    assert torch.equal(plain.tokenize(images), painted.tokenize(images))
+    assert "validation: " in out
+    again = train("further", max_train_steps=1, start_from="painted", **ADVERSARIAL)
+    assert "start_from: painted" in again
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(adversarial_start=1.0), "adversarial_start: must be a share of the run, in 0 .. 1 and before its end"),
+        (dict(adversarial_weight=-1), "adversarial_weight: must not be negative, not -1.0"),
+        (dict(start_from="nowhere"), "start_from: no FQ-VAE can be loaded from nowhere"),
+        (dict(painter_block_out_channels=[4, 8, 8]), "grow the spectral crop"),
+        (dict(adversarial_weight=1, quantizer="sq", num_tokens=16, spectral_crop=None, vq_embed_dim=None,
+              painter_block_out_channels=None), "has an objective of its own"),
+    ],
+)  # fmt: skip
+def test_wrong_options_are_refused_in_one_line(call, image_folder, options, message):  # noqa: F811
+    options = {k: v for k, v in {**OPTIONS, **options}.items() if v is not None}
+    status, _, err = call(train_vae.main, dataset=image_folder, output_dir="out", max_train_steps=1, **options)
+    assert status in (1, 2) and message in err and len(err.strip().splitlines()) == 1
+
+
+def test_other_tokens_are_refused_in_one_line(train, call, image_folder):  # noqa: F811
+    train("plain", max_train_steps=1)
+    options = {**OPTIONS, "num_tokens": 10, "start_from": "plain"}
+    status, _, err = call(train_vae.main, dataset=image_folder, output_dir="out", max_train_steps=1, **options)
+    assert status == 2 and "num_tokens 8, not 10" in err and len(err.strip().splitlines()) == 1
+
+
+def test_samples_that_are_not_snapped(pipeline, tmp_path):
+    snapped = pipeline(2, 2, seeds(0, 1), output_type="pt").images
+    kept = FQLDMPipeline(pipeline.vqvae, pipeline.unet, pipeline.scheduler, quantize_samples=False)
+    kept.set_progress_bar_config(disable=True)
+    images = kept(2, 2, seeds(0, 1), output_type="pt").images
+    assert not torch.equal(images, snapped)
+    kept.save_pretrained(tmp_path)
+    loaded = FQLDMPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert torch.equal(loaded(2, 2, seeds(0, 1), output_type="pt").images, images)
+    # An index from before there was a choice
+    path = tmp_path / "model_index.json"
+    index = json.loads(path.read_text())
+    del index["quantize_samples"]
+    path.write_text(json.dumps(index))
+    loaded = FQLDMPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert torch.equal(loaded(2, 2, seeds(0, 1), output_type="pt").images, snapped)
