@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-import torch
 from diffusers.training_utils import EMAModel
+from torch.utils.data import StackDataset
 
 from .data import BAD_IMAGES_FILE, load_images
 from .diffusion import (
@@ -11,18 +11,14 @@ from .diffusion import (
     build_unet,
     check_vae,
     choose_view,
-    diffusion_loss,
-    encode_images,
     held_out_loss,
-    latents_of_tokens,
     measure_view_,
     open_vae,
     start_from_,
 )
 from .diffusion.latent_cache import cache_latents
 from .options import DataConfig, LDMConfig, TrainingConfig, parse_config, resolved, run_script
-from .pipelines import FQLDMPipeline
-from .training.ldm import draw_samples, finish, sample
+from .training.ldm import draw_samples, finish, make_loss, make_pipeline, sample
 from .training.loop import train
 from .training.setup import make_accelerator, make_loader, start_run
 from .training.sharding import whole_unet
@@ -44,12 +40,15 @@ def main(argv: list[str]) -> None:
     accelerator = make_accelerator(config, may_shard=True)
     folder = Path(config.output_dir)
     vae.to(accelerator.device).requires_grad_(False)
-    unet = build_unet(ldm, vae.diffusion_latent_shape)  # again, now that the seed is set
+    train_images, validation_images = load_images(data, folder / BAD_IMAGES_FILE)
+    classes = train_images.class_names
+    if classes:
+        accelerator.print(f"{len(classes)} classes by {data.label_column}: {', '.join(classes)}")
+    unet = build_unet(ldm, vae.diffusion_latent_shape, len(classes))  # again, now that the seed is set
     if ldm.start_from is not None:
         start_from_(unet, ldm.start_from)
     scheduler = build_scheduler(ldm)
     ema = EMAModel([], decay=ldm.ema_decay, foreach=True) if ldm.use_ema else None  # `train` gives it the weights
-    train_images, validation_images = load_images(data, folder / BAD_IMAGES_FILE)
     if view_is_new or ldm.target == "unquantized":  # train_vae.py has measured the quantized latents
         measure_view_(vae, train_images, ldm.target)
     if ldm.cache_latents:
@@ -57,24 +56,17 @@ def main(argv: list[str]) -> None:
         train_data = cache_latents(folder, vae, train_images, ldm.target, data.random_flip, wait)
     else:
         train_data = train_images
-
-    def compute_loss(prepared, batch):
-        given, generator = batch.data, batch.generator
-        if ldm.cache_latents:
-            views = torch.randint(given.shape[1], (len(given),), device=given.device, generator=generator)
-            latents = given[torch.arange(len(given), device=given.device), views]
-            if ldm.target == "quantized":
-                latents = latents_of_tokens(vae, latents)
-        else:
-            latents = encode_images(vae, given, ldm.target, data.random_flip, generator)
-        return diffusion_loss(prepared, scheduler, latents, generator, ldm.snr_gamma, ldm.timestep_sampling), {}
+    if classes:
+        train_data = StackDataset(train_data, train_images.labels)
+    compute_loss = make_loss(vae, scheduler, ldm, data.random_flip, len(classes))
 
     def preview(step):
         averaged = whole_unet(unet, ema)
         if not accelerator.is_main_process:
             return {}
         path = folder / "previews" / f"{step:08d}.png"
-        return {"samples": draw_samples(sample(averaged, vae, scheduler, ldm), path)}
+        pipeline = make_pipeline(vae, averaged, scheduler, ldm, train_images)
+        return {"samples": draw_samples(sample(pipeline, ldm), path)}
 
     loader = make_loader(train_data, config, data.dataloader_num_workers)
     progress = train(accelerator, config, unet, loader, compute_loss, preview, ema)
@@ -86,7 +78,7 @@ def main(argv: list[str]) -> None:
     }
     if accelerator.is_main_process:
         print(f"validation: {metrics}")
-        finish(FQLDMPipeline(vae, unet, scheduler, ldm.quantize_samples), ldm, config, metrics, options)
+        finish(make_pipeline(vae, unet, scheduler, ldm, train_images), ldm, config, metrics, options)
     accelerator.end_training()
 
 

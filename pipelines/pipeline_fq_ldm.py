@@ -1,4 +1,4 @@
-"""Unconditional image generation: diffusion on the quantized frequency latents of an FQ-VAE."""
+"""Image generation, of classes where there are some: diffusion on the quantized frequency latents of an FQ-VAE."""
 
 import inspect
 import json
@@ -13,6 +13,9 @@ from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import snapshot_download
 
 from fq_ldm.models import TokenAutoencoder
+
+from .classes import ClassLabels, class_numbers
+from .known_images import Images, KnownImages
 
 INDEX_FILE = "model_index.json"
 LIBRARIES = ("fq_ldm", "diffusers")  # that components may come from
@@ -31,9 +34,12 @@ class FQLDMPipeline(DiffusionPipeline):
             clip the predicted sample to [-1, 1], since standardised latents reach further: `clip_sample=False`.
         quantize_samples: snap sampled latents to the codebook before they are decoded, which takes small errors of
             the UNet away; not for a decoder that was trained on unquantized latents.
+        class_names: of the classes that the UNet was trained with, or None. Its last class embedding stands for
+            "none of them".
+        class_shares: how often each class occurs in the training data.
 
     Raises:
-        ValueError: if the UNet's channels are not those of the diffusion latents.
+        ValueError: if the UNet's channels are not those of the diffusion latents, or its classes not those named.
     """
 
     model_cpu_offload_seq = "unet"
@@ -42,7 +48,13 @@ class FQLDMPipeline(DiffusionPipeline):
     _callback_tensor_inputs = ["latents"]
 
     def __init__(
-        self, vqvae: TokenAutoencoder, unet: UNet2DModel, scheduler: SchedulerMixin, quantize_samples: bool = True
+        self,
+        vqvae: TokenAutoencoder,
+        unet: UNet2DModel,
+        scheduler: SchedulerMixin,
+        quantize_samples: bool = True,
+        class_names: list[str] | None = None,
+        class_shares: list[float] | None = None,
     ):
         super().__init__()
         channels = vqvae.diffusion_latent_shape[0]
@@ -51,8 +63,14 @@ class FQLDMPipeline(DiffusionPipeline):
                 f"the UNet maps {unet.config.in_channels} to {unet.config.out_channels} channels, but the diffusion "
                 f"latents of this FQ-VAE have {channels}: was the UNet trained with another FQ-VAE?"
             )
+        embeddings, named = unet.config.num_class_embeds or 0, len(class_names or ())
+        if embeddings != (named + 1 if named else 0) or len(class_shares or ()) != named:
+            raise ValueError(
+                f"the UNet has {embeddings} class embeddings, one of them for no class, but there are {named} "
+                f"class_names and {len(class_shares or ())} class_shares"
+            )
         self.register_modules(vqvae=vqvae, unet=unet, scheduler=scheduler)
-        self.register_to_config(quantize_samples=quantize_samples)
+        self.register_to_config(quantize_samples=quantize_samples, class_names=class_names, class_shares=class_shares)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "FQLDMPipeline":
@@ -76,10 +94,20 @@ class FQLDMPipeline(DiffusionPipeline):
                 raise ValueError(f"{pretrained_model_name_or_path}: {name} has the weights of another model")
         return pipeline
 
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are to ask for; 0 for an unconditional pipeline."""
+        return len(self.config.class_names or ())
+
+    @property
+    def options(self) -> dict:
+        """What `__init__` takes beside the components."""
+        return {name: self.config[name] for name in ("quantize_samples", "class_names", "class_shares")}
+
     @torch.no_grad()
     def __call__(
         self,
-        num_images: int = 1,
+        num_images: int | None = None,
         num_inference_steps: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         eta: float = 0.0,
@@ -88,11 +116,17 @@ class FQLDMPipeline(DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: tuple[str, ...] = ("latents",),
+        class_labels: ClassLabels = None,
+        guidance_scale: float = 1.0,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        image: Images | None = None,
+        strength: float | None = None,
+        mask_image: Images | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Generate images.
 
         Args:
-            num_images: how many.
+            num_images: how many; by default as many as `latents` or images are given, or 1.
             num_inference_steps: denoising steps; by default those of the training (1000) for `DDPMScheduler`, as in the
                 paper, and 50 for other schedulers.
             generator: one generator for the batch, or a list with one for each image. An image made with a
@@ -105,6 +139,18 @@ class FQLDMPipeline(DiffusionPipeline):
             callback_on_step_end: called after each step as `callback(pipeline, step, timestep, tensors)`; a
                 "latents" in the dictionary that it returns replaces the current ones.
             callback_on_step_end_tensor_inputs: names in `tensors`; only "latents" exists.
+            class_labels: a class by number or name, for all images, or a list or tensor with one for each; None draws
+                classes as often as they occur in the training data.
+            guidance_scale: of classifier-free guidance (Ho & Salimans 2022): 1 for none; larger ones make classes
+                plainer and samples more alike, and evaluate the UNet twice as often.
+            guidance_interval: guide only while the timestep lies between these shares of the noise, 0 without noise
+                and 1 all noise; the ends cost diversity (Kynkäänniemi et al. 2024).
+            image: start from images instead of noise: PIL images, arrays (n, H, W, c) or tensors (n, c, H, W) in
+                [0, 1], one or one for each.
+            strength: how much of the noise they are given, in 0 .. 1: 1 leaves nothing of them. By default 0.6, and 1
+                with a mask.
+            mask_image: keep the pixels of `image` where this is 0, or black, and make those anew where it is 1; masks
+                of one channel, given as images are.
 
         Returns:
             `ImagePipelineOutput` with `images`, or `(images,)`.
@@ -112,36 +158,48 @@ class FQLDMPipeline(DiffusionPipeline):
         Raises:
             ValueError: for an argument that fits neither the pipeline nor its scheduler.
         """
+        if num_images is None:
+            num_images = len(latents) if latents is not None else len(image) if _is_batch(image) else 1
         self._check_inputs(num_images, generator, latents, output_type, callback_on_step_end_tensor_inputs)
+        self._check_steps(num_inference_steps)
         step_kwargs = self._step_kwargs(generator, eta)
-        if num_inference_steps is None:
-            all_steps = self.scheduler.config.num_train_timesteps
-            num_inference_steps = all_steps if isinstance(self.scheduler, DDPMScheduler) else min(FEW_STEPS, all_steps)
+        self._check_guidance(class_labels, guidance_scale, guidance_interval)
+        self._check_start(image, strength, mask_image)
         device = self._execution_device
         shape = (num_images, *self.vqvae.diffusion_latent_shape)
 
+        labels = None
+        if self.num_classes:
+            classes = (self.config.class_names, self.config.class_shares)
+            labels = class_numbers(class_labels, num_images, *classes, generator).to(device)
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
         latents = latents.to(device, self.unet.dtype)
 
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
-        latents = latents * self.scheduler.init_noise_sigma
+        self.scheduler.set_timesteps(num_inference_steps or self._default_steps(), device=device)
+        noise, known, timesteps = latents, None, self.scheduler.timesteps
+        if image is None:
+            latents = noise * self.scheduler.init_noise_sigma
+        else:
+            quantize = self.config.quantize_samples
+            known = KnownImages(self.vqvae, image, mask_image, num_images, quantize, device, noise.dtype)
+            timesteps, latents = known.start(self.scheduler, noise, strength or (0.6 if mask_image is None else 1.0))
 
         # Denoise.
-        for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
+        for i, t in enumerate(self.progress_bar(timesteps)):
             model_input = self.scheduler.scale_model_input(latents, t)
-            prediction = self.unet(model_input, t).sample
+            prediction = self._predict(model_input, t, labels, guidance_scale, guidance_interval)
             latents = self.scheduler.step(prediction, t, latents, **step_kwargs).prev_sample
+            if known is not None:
+                following = timesteps[i + 1] if i + 1 < len(timesteps) else None
+                latents = known.keep_latents(latents, self.scheduler, noise, following)
             if callback_on_step_end is not None:
                 latents = (callback_on_step_end(self, i, t, {"latents": latents}) or {}).get("latents", latents)
 
         # Decode.
-        generators = generator if isinstance(generator, list) else None
-        parts = []
-        for start in range(0, num_images, DECODE_BATCH_SIZE):
-            part = slice(start, start + DECODE_BATCH_SIZE)
-            parts.append(self._decode(latents[part], generators[part] if generators else generator))
-        images = torch.cat(parts)
+        images = self._decode(latents, generator)
+        if known is not None:
+            images = known.keep_pixels(images)
         if output_type != "pt":
             images = images.cpu().permute(0, 2, 3, 1).numpy()
         if output_type == "pil":
@@ -150,11 +208,31 @@ class FQLDMPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
+    def _predict(self, latents: torch.Tensor, t, labels: torch.Tensor | None, scale: float, interval) -> torch.Tensor:
+        if labels is None:
+            return self.unet(latents, t).sample
+        if scale == 1 or not interval[0] <= float(t) / self.scheduler.config.num_train_timesteps <= interval[1]:
+            return self.unet(latents, t, class_labels=labels).sample
+        both = torch.cat([labels, torch.full_like(labels, self.num_classes)])
+        conditional, unconditional = self.unet(torch.cat([latents] * 2), t, class_labels=both).sample.chunk(2)
+        return unconditional + scale * (conditional - unconditional)
+
     def _decode(self, latents: torch.Tensor, generator) -> torch.Tensor:
-        latents = self.vqvae.from_diffusion_latents(latents)
-        kept = not self.config.quantize_samples
-        images = self.vqvae.decode(latents, force_not_quantize=kept, generator=generator).sample
-        return (images.float() / 2 + 0.5).clamp(0, 1)
+        """Diffusion latents -> images in [0, 1], some at a time."""
+        kept, images = not self.config.quantize_samples, []
+        for start in range(0, len(latents), DECODE_BATCH_SIZE):
+            part = slice(start, start + DECODE_BATCH_SIZE)
+            own = generator[part] if isinstance(generator, list) else generator
+            decoded = self.vqvae.decode(
+                self.vqvae.from_diffusion_latents(latents[part]), force_not_quantize=kept, generator=own
+            )
+            images.append((decoded.sample.float() / 2 + 0.5).clamp(0, 1))
+        return torch.cat(images)
+
+    def _default_steps(self) -> int:
+        """All steps of the training for DDPM, as in the paper, and few for schedulers that need no more."""
+        steps = self.scheduler.config.num_train_timesteps
+        return steps if isinstance(self.scheduler, DDPMScheduler) else min(FEW_STEPS, steps)
 
     def _step_kwargs(self, generator, eta: float) -> dict:
         """What this scheduler's `step` takes beside the model's output: schedulers differ."""
@@ -167,6 +245,25 @@ class FQLDMPipeline(DiffusionPipeline):
         if "generator" in accepted:
             kwargs["generator"] = generator
         return kwargs
+
+    def _check_steps(self, steps):
+        most = self.scheduler.config.num_train_timesteps
+        if steps is not None and not 1 <= steps <= most:
+            raise ValueError(f"num_inference_steps must lie in 1 .. {most}, the steps of the training, not {steps}")
+
+    def _check_start(self, image, strength, mask_image):
+        if image is None and mask_image is not None:
+            raise ValueError("mask_image says what is kept of an image: give image too")
+        if strength is not None and not 0 < strength <= 1:
+            raise ValueError(f"strength must lie in 0 .. 1, above 0, not {strength}")
+
+    def _check_guidance(self, class_labels, scale, interval):
+        if not self.num_classes and (class_labels is not None or scale != 1):
+            raise ValueError(
+                "this pipeline knows no classes: leave class_labels and guidance_scale out, or train with label_column"
+            )
+        if not 0 <= interval[0] <= interval[1] <= 1:
+            raise ValueError(f"guidance_interval must be two shares of the noise in 0 .. 1, in order, not {interval}")
 
     def _check_inputs(self, num_images, generator, latents, output_type, callback_tensor_inputs):
         if num_images < 1:
@@ -188,6 +285,11 @@ class FQLDMPipeline(DiffusionPipeline):
                 f"{type(self.scheduler).__name__} clips the predicted latents to [-1, 1], which ruins the images: "
                 "make it with clip_sample=False, or with from_config(pipeline.scheduler.config)"
             )
+
+
+def _is_batch(image) -> bool:
+    """Whether images are given as a list, or as an array or tensor of four dimensions."""
+    return isinstance(image, list | tuple) or getattr(image, "ndim", 0) == 4
 
 
 def _check_index(folder: Path) -> None:

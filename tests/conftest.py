@@ -32,14 +32,17 @@ def smooth_images(count: int, channels: int, height: int, width: int, seed: int 
     return (images / 2).clamp(-1, 1)
 
 
-def untrained_pipeline(vae: FQModel, num_train_timesteps: int) -> FQLDMPipeline:
-    """The smallest UNet for the latents of a model, with DDPM of so many steps."""
+def untrained_pipeline(vae: FQModel, num_train_timesteps: int, class_names: list[str] | None = None) -> FQLDMPipeline:
+    """The smallest UNet for the latents of a model, and for classes, with DDPM of so many steps."""
     channels, height, _ = vae.diffusion_latent_shape
+    embeddings = len(class_names) + 1 if class_names else None
     unet = UNet2DModel(
         height, channels, channels, block_out_channels=(8,), layers_per_block=1, down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",), norm_num_groups=4,
+        up_block_types=("UpBlock2D",), norm_num_groups=4, num_class_embeds=embeddings,
     )  # fmt: skip
-    return FQLDMPipeline(vae, unet, DDPMScheduler(num_train_timesteps=num_train_timesteps, clip_sample=False))
+    scheduler = DDPMScheduler(num_train_timesteps=num_train_timesteps, clip_sample=False)
+    shares = [1 / len(class_names)] * len(class_names) if class_names else None
+    return FQLDMPipeline(vae, unet, scheduler, class_names=class_names, class_shares=shares)
 
 
 @pytest.fixture

@@ -284,6 +284,9 @@ PYTHON = [(page, code) for page in PAGES for code in blocks(page, "python")]
 def test_python(code, workplace, untrained_vae, capsys):
     if "runs/quickstart" in code:
         quickstart(workplace, untrained_vae)
+    if "runs/cifar10/pipeline" in code:
+        model, _ = untrained_vae("runs/cifar10/vae")
+        untrained_pipeline(model, 100, [f"class {i}" for i in range(10)]).save_pretrained("runs/cifar10/pipeline")
     names = {}
     shape = re.search(r"# \(B, (\d+), (\d+), (\d+)\) in \[-1, 1\] -> \(B, (\d+)\), each in 0 \.\. (\d+)", code)
     if shape is not None:

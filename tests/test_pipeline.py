@@ -155,3 +155,9 @@ def test_a_unet_for_other_latents_is_refused(pipeline, model):
     )  # fmt: skip
     with pytest.raises(ValueError, match="maps 4 to 4 channels, but the diffusion latents of this FQ-VAE have 3"):
         FQLDMPipeline(model, unet, pipeline.scheduler)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1001])
+def test_steps_that_the_schedule_has_not(pipeline, steps):
+    with pytest.raises(ValueError, match=f"num_inference_steps must lie in 1 .. 1000.*, not {steps}"):
+        pipeline(1, steps)

@@ -52,7 +52,7 @@ def without_bad_images(parts: tuple[ImageDataset, ...], log: Path | None) -> tup
                 lines.append(f"{fault}\n")
         if not good.any():
             raise DataError(f"{dataset.config.dataset}: none of {len(dataset)} images can be used; e.g. {lines[-1]}")
-        kept.append(ImageDataset(dataset.table.select(np.flatnonzero(good)), dataset.config))
+        kept.append(ImageDataset(dataset.table.select(np.flatnonzero(good)), dataset.config, dataset.classes))
     if lines:
         where = ""
         if log is not None:

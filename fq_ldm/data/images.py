@@ -3,6 +3,7 @@
 import io
 import struct
 import warnings
+from functools import cached_property
 
 import datasets
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from PIL import Image, ImageOps
 
 from ..options import DataConfig, DataError
+from .labels import Classes, class_numbers
 
 SAMPLE_BATCH_SIZE = 256
 PIL_MODES = {1: "L", 3: "RGB"}
@@ -30,11 +32,13 @@ class ImageDataset(torch.utils.data.Dataset):
     Args:
         table: a `datasets.Dataset` with the image column that the configuration names.
         config: how to cut the images.
+        classes: of the training images, or None.
     """
 
-    def __init__(self, table: datasets.Dataset, config: DataConfig):
+    def __init__(self, table: datasets.Dataset, config: DataConfig, classes: Classes | None = None):
         self.table = table
         self.config = config
+        self.classes = classes
         # Decoded here rather than by datasets, to be able to say which image is broken.
         self._cells = table.select_columns(config.image_column).cast_column(
             config.image_column, datasets.Image(decode=False)
@@ -42,6 +46,16 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def __len__(self) -> int:
         return len(self.table)
+
+    @cached_property
+    def labels(self) -> torch.Tensor | None:
+        """The class of each image, (n,) int64, or None where there are no classes; see `class_numbers`."""
+        return None if self.classes is None else class_numbers(self.table, self.classes, self.config.dataset)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes; none where there are no classes."""
+        return () if self.classes is None else self.classes.names
 
     def __getitem__(self, i: int) -> torch.Tensor:
         """Image number i.

@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import datasets
+
 from ..options import DataConfig, DataError, UserError
 from .bad_images import without_bad_images
 from .images import ImageDataset
-from .sources import load_splits
+from .labels import Classes, find_classes
+from .sources import is_image_folder, load_splits
 
 SPLIT_SEED = 0  # the held-out images do not depend on the training seed
 
@@ -18,7 +21,7 @@ def load_images(config: DataConfig, bad_images_log: Path | None = None) -> tuple
         bad_images_log: file for the names of images that `skip_bad_images` leaves out.
 
     Raises:
-        UserError: if there is no such dataset, split or column.
+        UserError: if there is no such dataset, split or column, or the labels are none.
         DataError: if it is empty.
     """
     splits = load_splits(config)
@@ -49,7 +52,17 @@ def load_images(config: DataConfig, bad_images_log: Path | None = None) -> tuple
             )
         if len(table) == 0:
             raise DataError(f"{config.dataset}: holds no images")
-    found = ImageDataset(train, config), ImageDataset(validation, config)
+    classes = _find_classes(config, train)
+    found = ImageDataset(train, config, classes), ImageDataset(validation, config, classes)
     if config.skip_bad_images:
         found = without_bad_images(found, bad_images_log)
     return found
+
+
+def _find_classes(config: DataConfig, train: datasets.Dataset) -> Classes | None:
+    if config.label_column is None:
+        return None
+    if config.label_column not in train.column_names and is_image_folder(Path(config.dataset)):
+        print(f"{config.dataset}: has no subfolders of images, so there are no classes")
+        return None
+    return find_classes(train, config.label_column, config.dataset)

@@ -26,18 +26,31 @@ def load_splits(config: DataConfig) -> datasets.DatasetDict:
             return datasets.load_dataset("parquet", data_files={config.train_split: str(path)})
         if not path.is_dir():
             return datasets.load_dataset(config.dataset, config.dataset_config)
-        kinds = {file.suffix.lower() for file in path.rglob("*")}
-        if ".tar" in kinds and kinds.isdisjoint(Image.registered_extensions()):
+        kind = _folder_kind(path)
+        if kind == "tar":
             return _load_tars(path.resolve())
-        if ".parquet" in kinds:
+        if kind == "parquet":
             return datasets.load_dataset(config.dataset, config.dataset_config)
-        splits = datasets.load_dataset("imagefolder", data_dir=str(path), drop_labels=True)
+        drop_labels = True if config.label_column is None else None  # None: where there are subfolders
+        splits = datasets.load_dataset("imagefolder", data_dir=str(path), drop_labels=drop_labels)
         _report_other_files(path, sum(map(len, splits.values())))
         return splits
     except (OSError, ValueError, tarfile.TarError, datasets.exceptions.DatasetsError) as error:
         vague = type(error) is datasets.exceptions.DatasetGenerationError  # "an error occurred"
         reason = " ".join(str(error.__cause__ if vague else error).split())
         raise DataError(f"{config.dataset}: cannot be loaded as a folder, parquet or Hub dataset ({reason})") from error
+
+
+def is_image_folder(path: Path) -> bool:
+    """Whether a dataset is a folder of image files, whose only labels are its subfolders."""
+    return path.is_dir() and _folder_kind(path) == "images"
+
+
+def _folder_kind(path: Path) -> str:
+    kinds = {file.suffix.lower() for file in path.rglob("*")}
+    if ".tar" in kinds and kinds.isdisjoint(Image.registered_extensions()):
+        return "tar"
+    return "parquet" if ".parquet" in kinds else "images"
 
 
 def _load_tars(folder: Path) -> datasets.DatasetDict:

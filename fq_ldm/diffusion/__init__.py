@@ -1,7 +1,7 @@
 """Diffusion on an FQ-VAE's latents, as training, evaluation, examples and benchmarks share it."""
 
 from .latents import check_vae, choose_view, encode_images, latents_of_tokens, measure_view_, open_vae
-from .loss import diffusion_loss, held_out_loss
+from .loss import diffusion_loss, held_out_loss, hide_labels
 from .schedule import build_scheduler, fast_scheduler, sampling_scheduler
 from .unet import build_unet, start_from_
 
@@ -14,6 +14,7 @@ __all__ = [
     "encode_images",
     "fast_scheduler",
     "held_out_loss",
+    "hide_labels",
     "latents_of_tokens",
     "measure_view_",
     "open_vae",

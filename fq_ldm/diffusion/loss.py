@@ -40,6 +40,7 @@ def diffusion_loss(
     generator: torch.Generator,
     snr_gamma: float | None = None,
     timestep_sampling: str = "uniform",
+    class_labels: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Squared error of the prediction at timesteps spread over the noise: latents (B, C, H, W) -> scalar.
 
@@ -51,11 +52,13 @@ def diffusion_loss(
         snr_gamma: weigh the error of the predicted latents by min(SNR, gamma) (Hang et al. 2023, min-SNR); None
             weighs all timesteps alike in units of the prediction.
         timestep_sampling: as in `draw_timesteps`.
+        class_labels: (B,) int64 for a class-conditional model, else None.
     """
     noise = torch.randn(latents.shape, device=latents.device, generator=generator)
     steps = scheduler.config.num_train_timesteps
     timesteps = draw_timesteps(len(latents), steps, latents.device, generator, timestep_sampling)
-    prediction = model(scheduler.add_noise(latents, noise, timesteps), timesteps).sample
+    condition = {} if class_labels is None else {"class_labels": class_labels}
+    prediction = model(scheduler.add_noise(latents, noise, timesteps), timesteps, **condition).sample
     predicts_noise = scheduler.config.prediction_type == "epsilon"
     target = noise if predicts_noise else scheduler.get_velocity(latents, noise, timesteps)
     errors = F.mse_loss(prediction.float(), target, reduction="none").mean((1, 2, 3))
@@ -64,6 +67,12 @@ def diffusion_loss(
         # An error of the noise is one of the latents times the SNR, an error of the velocity times SNR + 1.
         errors = errors * snr.clamp(max=snr_gamma) / (snr if predicts_noise else snr + 1)
     return errors.mean()
+
+
+def hide_labels(labels: torch.Tensor, share: float, no_class: int, generator: torch.Generator) -> torch.Tensor:
+    """Class labels (B,), each replaced by `no_class` with probability `share` (Ho & Salimans 2022)."""
+    hidden = torch.rand(len(labels), device=labels.device, generator=generator) < share
+    return torch.where(hidden, no_class, labels)
 
 
 @torch.no_grad()
@@ -75,12 +84,14 @@ def held_out_loss(
     target: str,
     batch_size: int,
 ) -> float:
-    """The diffusion loss on held-out images, without min-SNR, with the same noise at every call."""
+    """The diffusion loss on held-out images with their classes, without min-SNR, with the same noise at every call."""
     unet.eval()
     losses = []  # of the batches of this process
     starts = my_share(range(0, len(images), batch_size))
     for start, batch in zip(starts, my_batches(images, batch_size), strict=True):
         generator = torch.Generator(unet.device).manual_seed(start)
-        loss = diffusion_loss(unet, scheduler, encode_images(vae, batch, target), generator)
+        labels = None if images.labels is None else images.labels[start : start + len(batch)].to(unet.device)
+        latents = encode_images(vae, batch, target)
+        loss = diffusion_loss(unet, scheduler, latents, generator, class_labels=labels)
         losses.append(loss.item() * len(batch))
     return sum(merge(losses)) / len(images)

@@ -7,8 +7,8 @@ from diffusers import UNet2DModel
 from ..options import DataError, LDMConfig, UserError, check
 
 
-def build_unet(ldm: LDMConfig, latent_shape: tuple[int, int, int]) -> UNet2DModel:
-    """The untrained UNet for diffusion latents of this shape (C, H, W).
+def build_unet(ldm: LDMConfig, latent_shape: tuple[int, int, int], num_classes: int = 0) -> UNet2DModel:
+    """The untrained UNet for diffusion latents of this shape (C, H, W), and for so many classes and "none of them".
 
     Raises:
         UserError: if the latent cannot be halved once for each level, or the channels do not fit.
@@ -41,6 +41,7 @@ def build_unet(ldm: LDMConfig, latent_shape: tuple[int, int, int]) -> UNet2DMode
             attention_head_dim=ldm.unet_attention_head_dim,
             norm_num_groups=ldm.unet_norm_num_groups,
             dropout=ldm.unet_dropout,
+            num_class_embeds=num_classes + 1 if num_classes else None,
         )
     except ValueError as error:
         raise UserError(f"unet: {error}") from error

@@ -18,6 +18,9 @@ class DataConfig:
     validation_split: str | None = option(None, "split to measure on; by default some training images are held out")
     validation_size: int = option(500, "training images held out when there is no validation split")
     image_column: str = option("image", "column that holds the images; of tar files, their extension (jpg)")
+    label_column: str | None = option(
+        None, "column with the classes that a pipeline learns to make; of a folder of images 'label', its subfolders"
+    )
     channels: int = option(3, "1 for greyscale images, 3 for colour")
     convert_images: bool = option(False, "convert images with other channels instead of stopping at them")
     center_crop: int | None = option(None, "first cut a centred square of this many pixels (CelebA: 140)")

@@ -43,6 +43,9 @@ class LDMConfig:
     timestep_sampling: str = option(
         "uniform", "how often each timestep is trained", choices=["uniform", "logit_normal"]
     )
+    label_dropout: float = option(
+        0.1, "share of training images whose class is hidden, for guidance; only where there are classes"
+    )
     use_ema: bool = option(True, "sample with a running mean of the weights")
     ema_decay: float = option(0.9999, "decay of the running mean, approached as (1 + step) / (10 + step)")
     cache_latents: bool = option(True, "encode the training images once, before training")
@@ -58,6 +61,7 @@ class LDMConfig:
     def __post_init__(self):
         check(min(self.unet_attention_levels, default=0) >= 0, "unet_attention_levels", self.unet_attention_levels,
               "must not be negative")  # fmt: skip
-        check_positive(self, but=("unet_attention_levels", "unet_dropout", "ema_decay"))
+        check_positive(self, but=("unet_attention_levels", "unet_dropout", "label_dropout", "ema_decay"))
         check(0 <= self.unet_dropout < 1, "unet_dropout", self.unet_dropout, "must lie in 0 .. 1")
+        check(0 <= self.label_dropout < 1, "label_dropout", self.label_dropout, "must lie in 0 .. 1")
         check(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "must lie in 0 .. 1")

@@ -4,13 +4,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import UNet2DModel
+from diffusers import DDPMScheduler, UNet2DModel
 
 from ..cards import display_scale, push_to_hub, save_card, save_grid, save_metrics
-from ..diffusion import fast_scheduler, sampling_scheduler
+from ..data import ImageDataset
+from ..diffusion import (
+    diffusion_loss,
+    encode_images,
+    fast_scheduler,
+    hide_labels,
+    latents_of_tokens,
+    sampling_scheduler,
+)
 from ..models import TokenAutoencoder
 from ..options import LDMConfig, TrainingConfig
 from ..pipelines import FQLDMPipeline
+from .run import Batch
 
 USAGE = {
     "ddpm": """from diffusers import DPMSolverMultistepScheduler
@@ -34,15 +43,54 @@ images = pipeline(num_images=16).images  # {steps} steps, as in the paper""",
 }
 
 
-def sample(unet: UNet2DModel, vae: TokenAutoencoder, scheduler, ldm: LDMConfig) -> torch.Tensor:
-    """The same few images at every call: (n, c, H, W) in [0, 1]; the UNet is evaluated."""
-    unet.eval()
-    pipeline = FQLDMPipeline(
-        vae, unet, sampling_scheduler(scheduler, ldm.preview_inference_steps), ldm.quantize_samples
+def make_loss(vae: TokenAutoencoder, scheduler: DDPMScheduler, ldm: LDMConfig, flip: bool, num_classes: int):
+    """The loss of a batch of images, or of what the cache keeps of them, alone or with their classes, for `train`."""
+
+    def compute_loss(prepared, batch: Batch) -> tuple[torch.Tensor, dict]:
+        generator = batch.generator
+        given, labels = batch.data if num_classes else (batch.data, None)
+        if ldm.cache_latents:
+            views = torch.randint(given.shape[1], (len(given),), device=given.device, generator=generator)
+            latents = given[torch.arange(len(given), device=given.device), views]
+            if ldm.target == "quantized":
+                latents = latents_of_tokens(vae, latents)
+        else:
+            latents = encode_images(vae, given, ldm.target, flip, generator)
+        if labels is not None:
+            labels = hide_labels(labels, ldm.label_dropout, num_classes, generator)
+        loss = diffusion_loss(
+            prepared, scheduler, latents, generator, ldm.snr_gamma, ldm.timestep_sampling, labels
+        )  # fmt: skip
+        return loss, {}
+
+    return compute_loss
+
+
+def make_pipeline(
+    vae: TokenAutoencoder, unet: UNet2DModel, scheduler: DDPMScheduler, ldm: LDMConfig, images: ImageDataset
+) -> FQLDMPipeline:
+    """The pipeline of a UNet, with the classes of its training images and how often each occurs."""
+    names, shares = list(images.class_names), None
+    if names:
+        shares = (torch.bincount(images.labels, minlength=len(names)) / len(images)).tolist()
+    return FQLDMPipeline(vae, unet, scheduler, ldm.quantize_samples, names or None, shares)
+
+
+def sample(pipeline: FQLDMPipeline, ldm: LDMConfig) -> torch.Tensor:
+    """The same few images at every call, class after class: (n, c, H, W) in [0, 1]; the UNet is evaluated."""
+    pipeline.unet.eval()
+    components = dict(
+        pipeline.components, scheduler=sampling_scheduler(pipeline.scheduler, ldm.preview_inference_steps)
     )
+    pipeline = FQLDMPipeline(**components, **pipeline.options)
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
-    return pipeline(ldm.preview_images, ldm.preview_inference_steps, generator, output_type="pt").images
+    labels = None
+    if pipeline.num_classes:
+        labels = [i % pipeline.num_classes for i in range(ldm.preview_images)]
+    return pipeline(
+        ldm.preview_images, ldm.preview_inference_steps, generator, output_type="pt", class_labels=labels
+    ).images
 
 
 def draw_samples(images: torch.Tensor, path: Path) -> np.ndarray:
@@ -59,7 +107,7 @@ def finish(pipeline: FQLDMPipeline, ldm: LDMConfig, config: TrainingConfig, metr
         pipeline.scheduler = fast_scheduler(pipeline.scheduler)
     pipeline.save_pretrained(folder)
     pipeline.unet.float()
-    images = sample(pipeline.unet, pipeline.vqvae, pipeline.scheduler, ldm)
+    images = sample(pipeline, ldm)
     draw_samples(images, folder / "samples.png")
     save_metrics(folder, metrics)
     parameters = sum(p.numel() for p in pipeline.unet.parameters())

@@ -1,0 +1,99 @@
+"""Images to start from, and parts of images to keep, in the terms of the diffusion latents."""
+
+import numpy as np
+import PIL.Image
+import torch
+import torch.nn.functional as F
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+
+from fq_ldm.models import TokenAutoencoder
+
+Images = PIL.Image.Image | np.ndarray | torch.Tensor | list
+
+
+class KnownImages:
+    """Given images with their diffusion latents, and what of them is to be kept.
+
+    Args:
+        vqvae: encodes them.
+        image: PIL images, arrays (n, H, W, c) or tensors (n, c, H, W) in [0, 1], one or as many as are made.
+        mask_image: the same of one channel: 1, or white, where pixels are made anew; None to keep none.
+        num_images: how many are made.
+        quantize: take quantized latents, as the UNet has learnt them.
+        device, dtype: of the latents.
+
+    Raises:
+        ValueError: if images or masks do not fit the model, one another or the number of images.
+    """
+
+    def __init__(
+        self,
+        vqvae: TokenAutoencoder,
+        image: Images,
+        mask_image: Images | None,
+        num_images: int,
+        quantize: bool,
+        device: torch.device,
+        dtype: torch.dtype,
+    ):
+        channels = vqvae.config.in_channels
+        self.pixels = _as_tensor("image", image, channels, vqvae.sample_size, num_images).to(device)
+        encoded = vqvae.encode((self.pixels * 2 - 1).to(vqvae.dtype)).latents
+        encoded = vqvae.quantize_latents(encoded).latents if quantize else vqvae.project_latents(encoded)
+        self.latents = vqvae.to_diffusion_latents(encoded).to(dtype)
+        self.mask = self.latent_mask = None
+        if mask_image is not None:
+            if vqvae.config.diffusion_layout != "spatial":
+                raise ValueError("mask_image: diffusion latents that are Fourier coefficients have no places to keep")
+            self.mask = _as_tensor("mask_image", mask_image, 1, vqvae.sample_size, num_images).to(device)
+            # Latents take part in what lies around them: those that see any pixel to be made are made.
+            size = self.latents.shape[-2:]
+            self.latent_mask = F.adaptive_max_pool2d(self.mask, size).to(dtype)
+
+    def start(
+        self, scheduler: SchedulerMixin, noise: torch.Tensor, strength: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The timesteps from `strength` of the noise on, and the latents noised to the first of them."""
+        order = getattr(scheduler, "order", 1)
+        steps = len(scheduler.timesteps) // order
+        first = (steps - min(int(round(steps * strength)), steps)) * order
+        timesteps = scheduler.timesteps[first:]
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(first)
+        return timesteps, self.noised(scheduler, noise, timesteps[0])
+
+    def noised(self, scheduler: SchedulerMixin, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """The known latents at a timestep."""
+        return scheduler.add_noise(self.latents, noise, timestep.view(1).expand(len(noise)))
+
+    def keep_latents(
+        self, latents: torch.Tensor, scheduler: SchedulerMixin, noise: torch.Tensor, timestep: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Latents at a timestep, or without noise for None, with the known ones where they are to be kept."""
+        if self.latent_mask is None:
+            return latents
+        known = self.latents if timestep is None else self.noised(scheduler, noise, timestep)
+        return torch.lerp(known, latents, self.latent_mask)
+
+    def keep_pixels(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (n, c, H, W) in [0, 1] with the known pixels where they are to be kept."""
+        return images if self.mask is None else torch.lerp(self.pixels, images, self.mask)
+
+
+def _as_tensor(name: str, images: Images, channels: int, size: tuple[int, int], count: int) -> torch.Tensor:
+    """Images as they may be given -> (count, channels, H, W) float32 in [0, 1]."""
+    processor = VaeImageProcessor(
+        do_resize=False, do_normalize=False, do_convert_rgb=channels == 3, do_convert_grayscale=channels == 1
+    )
+    tensor = processor.preprocess(images).float()
+    if tuple(tensor.shape[1:]) != (channels, *size):
+        raise ValueError(
+            f"{name} must be of {size[0]}x{size[1]} pixels and {channels} channels, not of "
+            f"{'x'.join(map(str, tensor.shape[2:]))} and {tensor.shape[1]}"
+        )
+    if tensor.min() < 0 or tensor.max() > 1:
+        raise ValueError(f"{name} must lie in [0, 1], not in {tensor.min():.2g} .. {tensor.max():.2g}")
+    if len(tensor) not in (1, count):
+        raise ValueError(f"{name}: {len(tensor)} of them for {count} images: give one, or one for each")
+    return tensor.expand(count, *tensor.shape[1:])

@@ -1,0 +1,88 @@
+"""Images to start from, and parts of images that are kept."""
+
+import pytest
+import torch
+from conftest import smooth_images
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from test_pipeline import seeds
+
+SCHEDULERS = [DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler]
+
+
+@pytest.fixture
+def given():
+    """Four images (4, 3, 8, 12) in [0, 1]."""
+    return (smooth_images(4, 3, 8, 12, seed=5) + 1) / 2
+
+
+def run(pipeline, image, count=4, **options):
+    return pipeline(count, 10, seeds(*range(count)), output_type="pt", image=image, **options).images
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_the_first_latents_are_the_images_with_the_noise_of_their_timestep(pipeline, given, scheduler):
+    pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
+    seen = []
+    pipeline.unet.register_forward_pre_hook(lambda module, args: seen.append(args))
+    noise = torch.randn(4, 3, 8, 12)
+    pipeline(4, 10, seeds(*range(4)), image=given, strength=0.3, latents=noise, output_type="pt")
+    assert len(seen) == 3  # of ten steps
+    model_input, t = seen[0]
+    latents = pipeline.vqvae.quantize_latents(pipeline.vqvae.encode(given * 2 - 1).latents).latents
+    kept = pipeline.scheduler.alphas_cumprod[int(t)]
+    expected = kept.sqrt() * pipeline.vqvae.to_diffusion_latents(latents) + (1 - kept).sqrt() * noise
+    torch.testing.assert_close(model_input, expected, rtol=1e-3, atol=2e-3)
+
+
+def test_little_noise_leaves_the_images_nearly_as_they_were(pipeline, given):
+    reconstructions = (pipeline.vqvae(given * 2 - 1).sample / 2 + 0.5).clamp(0, 1)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    near = (run(pipeline, given, strength=0.1) - reconstructions).square().mean()
+    far = (run(pipeline, given, strength=1.0) - reconstructions).square().mean()
+    assert near < far
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_known_pixels_are_kept_and_the_others_made(pipeline, given, scheduler):
+    pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
+    mask = torch.zeros(1, 1, 8, 12)
+    mask[..., 6:] = 1
+    images = run(pipeline, given, mask_image=mask)
+    torch.testing.assert_close(images[..., :6], given[..., :6])
+    assert (images - given)[..., 6:].abs().mean() > 0.01
+    other = pipeline(4, 10, seeds(4, 5, 6, 7), output_type="pt", image=given, mask_image=mask).images
+    assert not torch.equal(other[..., 6:], images[..., 6:])
+
+
+def test_nothing_to_make_gives_the_images_back(pipeline, given):
+    images = run(pipeline, given, mask_image=torch.zeros(4, 1, 8, 12))
+    torch.testing.assert_close(images, given)
+
+
+def test_one_image_for_many_and_as_many_as_are_given(pipeline, given):
+    assert run(pipeline, given[:1], count=3).shape == (3, 3, 8, 12)
+    pil = pipeline.numpy_to_pil(given.permute(0, 2, 3, 1).numpy())
+    assert len(pipeline(num_inference_steps=2, image=pil).images) == 4
+    assert len(pipeline(num_inference_steps=2, image=pil[0]).images) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(image=torch.rand(1, 3, 8, 8)), "image must be of 8x12 pixels and 3 channels, not of 8x8 and 3"),
+        (dict(image=torch.rand(1, 1, 8, 12)), "image must be of 8x12 pixels and 3 channels, not of 8x12 and 1"),
+        (dict(image=torch.rand(3, 3, 8, 12)), "image: 3 of them for 4 images"),
+        (dict(image=torch.rand(4, 3, 8, 12) * 2), r"image must lie in \[0, 1\]"),
+        (dict(image=torch.rand(4, 3, 8, 12), strength=0.0), "strength must lie in 0 .. 1, above 0, not 0.0"),
+        (dict(image=None, mask_image=torch.ones(1, 1, 8, 12)), "give image too"),
+    ],
+)
+def test_wrong_images(pipeline, options, message):
+    with pytest.raises(ValueError, match=message):
+        run(pipeline, **options)
+
+
+def test_spectral_latents_have_no_places(pipeline, given):
+    pipeline.vqvae.set_diffusion_view_("spectral", 1)
+    with pytest.raises(ValueError, match="mask_image: diffusion latents that are Fourier coefficients"):
+        run(pipeline, given, mask_image=torch.ones(1, 1, 8, 12))
