@@ -107,7 +107,6 @@ def measure(method: str, side: int, repeats: int) -> dict:
     torch.manual_seed(0)
     module, quantize, inputs = make(method, side)
 
-
     def step(inputs):
         outputs, loss = quantize(inputs)
         (outputs.square().mean() + loss).backward()

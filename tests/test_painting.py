@@ -6,6 +6,7 @@ from functools import partialmethod
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_metrics import vgg_file  # noqa: F401  (a fixture)
 from test_pipeline import seeds
 from test_scripts import VAE_OPTIONS, call  # noqa: F401  (a fixture)
 
@@ -89,6 +90,7 @@ def test_a_decoder_is_trained_on_the_tokens_of_another_model(train, tmp_path):
         (dict(adversarial_weight=-1), "adversarial_weight: must not be negative, not -1.0"),
         (dict(start_from="nowhere"), "start_from: no FQ-VAE can be loaded from nowhere"),
         (dict(painter_block_out_channels=[4, 8, 8]), "grow the spectral crop"),
+        (dict(latent_noise=0.1, compile=True), "compile: does not go with a decoder that is trained to paint"),
         (dict(adversarial_weight=1, quantizer="sq", num_tokens=16, spectral_crop=None, vq_embed_dim=None,
               painter_block_out_channels=None), "has an objective of its own"),
     ],
@@ -97,6 +99,17 @@ def test_wrong_options_are_refused_in_one_line(call, image_folder, options, mess
     options = {k: v for k, v in {**OPTIONS, **options}.items() if v is not None}
     status, _, err = call(train_vae.main, dataset=image_folder, output_dir="out", max_train_steps=1, **options)
     assert status in (1, 2) and message in err and len(err.strip().splitlines()) == 1
+
+
+def test_lpips_joins_the_loss(train, vgg_file, tmp_path):  # noqa: F811
+    out = train("run", max_train_steps=1, lpips_weight=1.0, lpips_weights=vgg_file, logging_steps=1)
+    assert "lpips_weight: 1.0" in out and (tmp_path / "run" / WEIGHTS).is_file()
+
+
+def test_lpips_without_its_weights_is_one_line(call, image_folder):  # noqa: F811
+    options = {**OPTIONS, "lpips_weight": 1.0, "lpips_weights": "none.pth"}
+    status, _, err = call(train_vae.main, dataset=image_folder, output_dir="out", max_train_steps=1, **options)
+    assert status == 2 and "lpips_weights: there is no file none.pth" in err and len(err.strip().splitlines()) == 1
 
 
 def test_other_tokens_are_refused_in_one_line(train, call, image_folder):  # noqa: F811

@@ -71,6 +71,7 @@ def test_a_discriminator_on_two_processes(image_folder, tmp_path, adversarial_lo
         "painter_block_out_channels": [4, 8], "adversarial_weight": 0.1, "adversarial_start": 0.25,
         "latent_noise": 0.1, "decoder_ema_decay": 0.9, "discriminator_block_out_channels": [4, 8],
         "adversarial_loss": adversarial_loss, "max_train_steps": 4,
+        "gradient_penalty_weight": 0.1 if adversarial_loss == "non_saturating" else 0.0,
     }  # fmt: skip
     launch(2, "train_vae.py", tmp_path, *to_flags(options))
     metrics = json.loads((tmp_path / "vae" / "metrics.json").read_text())

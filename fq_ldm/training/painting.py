@@ -16,7 +16,6 @@ from ..adversarial import (
     generator_loss,
     gradient_penalty,
 )
-from ..metrics.fidelity import LPIPS, LPIPS_SMALLEST
 from ..models import FQDecoderOutput, FQModel, TokenAutoencoder, load_vae
 from ..options import DataError, PaintingConfig, TrainingConfig, UserError, check
 from .run import Batch, looks_late
@@ -93,12 +92,10 @@ class PaintingLoss:
         model: not prepared; its decoder's last weight balances the losses.
         options: of the painting.
         adversary: or None.
-        lpips: or None.
+        lpips: an `LPIPS`, or None.
     """
 
-    def __init__(
-        self, model: TokenAutoencoder, options: PaintingConfig, adversary: Adversary | None, lpips: LPIPS | None
-    ):
+    def __init__(self, model: TokenAutoencoder, options: PaintingConfig, adversary: Adversary | None, lpips):
         self.model = model
         self.lpips = lpips
         self.options = options
@@ -151,18 +148,24 @@ def make_objective(
             f"reconstruction_loss, adversarial_weight and the like are for FQ-VAE, VQ-VAE and CVQ-VAE: "
             f"{type(model).__name__} has an objective of its own"
         )
+    if training.compile:
+        raise UserError("compile: does not go with a decoder that is trained to paint, whose noise has a generator")
     adversary = None
     if painting.adversarial_weight:
         adversary = Adversary(accelerator, painting, training, model.config.in_channels)
-    lpips = None
-    if painting.lpips_weight:
-        check(min(model.sample_size) >= LPIPS_SMALLEST, "lpips_weight", f"images of {model.sample_size}",
-              f"is for images of at least {LPIPS_SMALLEST} pixels")  # fmt: skip
-        try:
-            lpips = LPIPS(painting.lpips_weights, accelerator.device)
-        except (ValueError, FileNotFoundError) as error:
-            raise UserError(str(error)) from error
+    lpips = _load_lpips(model, painting, accelerator.device) if painting.lpips_weight else None
     return PaintingLoss(model, painting, adversary, lpips)
+
+
+def _load_lpips(model: TokenAutoencoder, painting: PaintingConfig, device: torch.device):
+    from ..metrics.fidelity import LPIPS, LPIPS_SMALLEST  # networks and packages that few runs need
+
+    check(min(model.sample_size) >= LPIPS_SMALLEST, "lpips_weight", f"images of {model.sample_size}",
+          f"is for images of at least {LPIPS_SMALLEST} pixels")  # fmt: skip
+    try:
+        return LPIPS(painting.lpips_weights, device)
+    except (ValueError, FileNotFoundError) as error:
+        raise UserError(str(error)) from error
 
 
 @contextmanager
