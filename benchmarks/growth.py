@@ -3,8 +3,8 @@
 Seconds and peak memory per image of 32 to 512 pixels at the same number of tokens for each pixel (64 tokens of 9 bits
 at 32x32), with the slopes in log-log from 64 pixels up: 1 is linear in the number of pixels. Latents are random, in
 batches of 512 x 512 pixels. The quantizer is everything between encoder and decoder; its training step is forward,
-backward and the update of the codebook. Each size runs in a process of its own. Prints the table, and writes growth.json
-and growth.png.
+backward and the update of the codebook. Each size runs in a process of its own. Prints the table, and writes
+growth.json and growth.png.
 """
 
 import argparse
@@ -88,8 +88,10 @@ def draw(results: dict, path: Path) -> None:
             axis.loglog(SIDES, [results[task][side][name] for side in SIDES], marker="o", label=title)
         last = results["model"][SIDES[-1]][name]
         axis.loglog(SIDES, [last * (side / SIDES[-1]) ** 2 for side in SIDES], "--", color="grey", label="linear")
-        axis.set(xlabel="side of the image (pixels)", ylabel=label, xticks=SIDES, xticklabels=SIDES)
-    axes[0].legend(fontsize="small")
+        axis.set(xlabel="side of the image (pixels)", ylabel=label)
+        axis.set_xticks(SIDES, SIDES)
+        axis.xaxis.set_minor_locator(plt.NullLocator())
+    axes[1].legend(fontsize="small")
     figure.savefig(path, dpi=120)
 
 
