@@ -4,7 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-ADVERSARIAL_LOSSES = ("hinge", "non_saturating")
 LARGEST_BALANCE = 1e4  # VQGAN's bound
 
 

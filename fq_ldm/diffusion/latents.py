@@ -10,8 +10,8 @@ from ..options import DataConfig, DataError, LDMConfig, UserError
 ENCODE_BATCH_SIZE = 128
 
 
-def open_vae(path: str) -> TokenAutoencoder:
-    """The trained FQ-VAE, or baseline, in a folder or on the Hub, in evaluation mode.
+def open_vae(path: str, option: str = "vae") -> TokenAutoencoder:
+    """The trained FQ-VAE, or baseline, that an option names: in a folder or on the Hub, in evaluation mode.
 
     Raises:
         DataError: if there is none.
@@ -19,7 +19,7 @@ def open_vae(path: str) -> TokenAutoencoder:
     try:
         return load_vae(path)
     except Exception as error:  # a foreign or damaged file fails in as many ways as there are files
-        raise DataError(f"vae: no FQ-VAE can be loaded from {path} ({' '.join(str(error).split())})") from error
+        raise DataError(f"{option}: no FQ-VAE can be loaded from {path} ({' '.join(str(error).split())})") from error
 
 
 def check_vae(vae: TokenAutoencoder, path: str, data: DataConfig) -> None:

@@ -16,8 +16,9 @@ from ..adversarial import (
     generator_loss,
     gradient_penalty,
 )
-from ..models import FQDecoderOutput, FQModel, TokenAutoencoder, load_vae
-from ..options import DataError, PaintingConfig, TrainingConfig, UserError, check
+from ..diffusion import open_vae
+from ..models import FQDecoderOutput, FQModel, TokenAutoencoder
+from ..options import PaintingConfig, TrainingConfig, UserError, check
 from .run import Batch, looks_late
 
 
@@ -190,10 +191,7 @@ def take_tokens_(model: TokenAutoencoder, name: str) -> bool:
         DataError: if there is no such model.
         UserError: if its tokens are others than this model's.
     """
-    try:
-        source = load_vae(name)
-    except Exception as error:  # a foreign or damaged file fails in as many ways as there are files
-        raise DataError(f"start_from: no FQ-VAE can be loaded from {name} ({' '.join(str(error).split())})") from error
+    source = open_vae(name, "start_from")
     theirs, ours = source.state_dict(), model.state_dict()
     tokens = {key: value for key, value in theirs.items() if not key.startswith("decoder.")}
     if {key: value.shape for key, value in tokens.items()} != {
