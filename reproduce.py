@@ -180,7 +180,8 @@ def generated_images(
         vae = train_vae(plan, row.config, plan.seeds[0])
         pipeline_folder = vae / "pipeline"
         if not (pipeline_folder / "metrics.json").is_file():
-            flags = ["--config", str(ROOT / "configs" / plan.dataset / "ldm.yaml"), *data_flags(plan, row.config)]
+            files = [str(ROOT / "configs" / name) for name in (f"{plan.dataset}/ldm.yaml", "classes/none.yaml")]
+            flags = ["--config", *files, *data_flags(plan, row.config)]
             flags += ["--vae", str(vae), "--output_dir", str(pipeline_folder), *shlex.split(options.ldm_options)]
             run("train_ldm.py", flags)
         losses[row.title] = read_metrics(pipeline_folder)

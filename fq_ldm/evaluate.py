@@ -23,14 +23,13 @@ def main(argv: list[str]) -> None:
     data, config = parse_config(argv, DataConfig, EvaluationConfig, required=("model", "dataset", "output_dir"))
     model = load_model(config)
     is_pipeline = isinstance(model, FQLDMPipeline)
-    metrics = chosen_metrics(config, is_pipeline)
+    metrics = chosen_metrics(config, is_pipeline, data.label_column is not None)
     check_images(model.vqvae if is_pipeline else model, data, config.model)
     train_images, validation_images = load_images(data, Path(config.output_dir) / BAD_IMAGES_FILE)
     images = choose_images(train_images if config.reference == "train" else validation_images, config)
 
     if is_pipeline:
-        results, spectra = evaluate_pipeline(model, images, train_images, config, metrics, data.random_flip)
-        arrays = {"spectrum": spectra}
+        results, arrays = evaluate_pipeline(model, images, train_images, config, metrics, data.random_flip)
     else:
         results, codebook = evaluate_vae(model, images, config, metrics)
         arrays = {"codebook": codebook}

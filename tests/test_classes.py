@@ -18,6 +18,8 @@ import train_vae
 from fq_ldm import FQLDMPipeline
 from fq_ldm.data import load_images
 from fq_ldm.diffusion import diffusion_loss, hide_labels
+from fq_ldm.evaluation.classes import judge_classes, spread_classes
+from fq_ldm.metrics.classifier import train_classifier
 from fq_ldm.options import DataConfig, DataError, UserError
 
 NAMES = ["ant", "bee", "cow"]
@@ -261,14 +263,77 @@ def test_training_pairs_images_with_their_classes(call, shades, tmp_path, monkey
     pipeline = FQLDMPipeline.from_pretrained(tmp_path / "ldm")
     assert pipeline.config.class_names == ["dark", "grey", "light"] and pipeline.unet.config.num_class_embeds == 4
     assert sum(pipeline.config.class_shares) == pytest.approx(1)
-    status, _, err = call(
-        evaluate.main, model="ldm", dataset=shades, channels=1, resolution=16, validation_size=9, num_samples=6,
-        metrics=["spectrum"], num_inference_steps=2, output_dir="evaluation",
+    options = dict(
+        model="ldm", dataset=shades, channels=1, resolution=16, validation_size=9, num_samples=12, metrics=["classes"],
+        num_inference_steps=2, output_dir="evaluation",
     )  # fmt: skip
+    status, _, err = call(evaluate.main, **options, label_column="label", guidance_scale=2, classifier_epochs=2)
     assert status == 0, err
+    report = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    assert report["classes"]["class_names"] == ["dark", "grey", "light"]
+    asked, shares = report["classes"]["samples_asked_for"], pipeline.config.class_shares
+    assert sum(asked) == 12 and all(abs(n - 12 * share) <= 1 for n, share in zip(asked, shares, strict=True))
+    metrics = report["metrics"]
+    assert metrics["guidance_scale"] == 2 and 0 <= metrics["agreement_read"] <= metrics["agreement"] <= 1
+    assert metrics["classifier_fid"] > 0 and "asked to be" in report["protocol"]["agreement"]
+    status, _, err = call(evaluate.main, **options)
+    assert status == 2 and "metrics: classes needs images with classes: give --label_column" in err
 
 
 def test_a_folder_without_subfolders_trains_without_classes(image_folder, capsys):
     config = DataConfig(dataset=str(image_folder), channels=1, resolution=[16], validation_size=9, label_column="label")
     assert load_images(config)[0].class_names == ()
     assert "has no subfolders of images, so there are no classes" in capsys.readouterr().out
+
+
+def test_the_classifier_learns_what_it_is_shown():
+    """Dark and light images, told apart; what it says of them in numbers."""
+    images = smooth_images(64, 1, 16, 16) * 0.2 + torch.tensor([-0.5, 0.5]).repeat(32).view(-1, 1, 1, 1)
+    labels = torch.arange(2).repeat(32)
+    state = torch.random.get_rng_state()
+    network = train_classifier([(images[:48], labels[:48])], 1, 2, epochs=30)
+    assert torch.equal(state, torch.random.get_rng_state())
+    classes, probability, features = network.judge(images)
+    assert torch.equal(classes, labels) and features.shape == (64, 128)
+    torch.testing.assert_close(probability, network(images).softmax(-1).max(-1).values)
+
+
+def test_agreement_in_closed_form():
+    features = torch.randn(4, 128, generator=torch.Generator().manual_seed(0))
+    judged = {
+        "images": (torch.tensor([0, 1, 1, 0]), torch.tensor([0.95, 0.95, 0.5, 0.5]), features),
+        "samples": (torch.tensor([0, 0, 2, 2]), torch.tensor([0.95, 0.95, 0.95, 0.5]), features),
+    }
+    asked = torch.tensor([0, 1, 2, 2])
+    results, arrays = judge_classes(judged, torch.tensor([0, 1, 0, 0]), asked, ("a", "b", "c"))
+    assert results["classifier_accuracy"] == 0.75 and results["images_read"] == 0.5
+    assert results["samples_read"] == 0.75 and results["agreement"] == 0.75 and results["agreement_read"] == 0.5
+    assert results["classifier_fid"] == pytest.approx(0, abs=1e-3)
+    assert arrays["samples_asked_for"] == [1, 1, 2] and arrays["samples_read_as"] == [2, 0, 2]
+    assert arrays["agreement"] == [1, 0, 1] and arrays["agreement_read"] == [1, 0, 0.5]
+    results, arrays = judge_classes(judged, torch.tensor([0, 1, 0, 0]), None, ("a", "b", "c"))
+    assert "agreement" not in results and "samples_asked_for" not in arrays
+
+
+def test_classes_are_spread_by_their_shares():
+    drawn = spread_classes([0.25, 0.0, 0.75], 200, seed=0)
+    assert torch.bincount(drawn, minlength=3).tolist() == [50, 0, 150]
+    assert not torch.equal(drawn, drawn.sort().values) and torch.equal(drawn, spread_classes([0.25, 0.0, 0.75], 200, 0))
+
+
+def test_other_classes_than_the_pipelines_are_refused(call, conditional, shades, tmp_path):  # noqa: F811
+    conditional.save_pretrained(tmp_path / "ldm")
+    options = dict(model="ldm", dataset=shades, channels=3, convert_images=True, resolution=[8, 12], validation_size=9)
+    status, _, err = call(
+        evaluate.main, **options, label_column="label", output_dir="out", num_samples=4, metrics=["classes"]
+    )
+    assert status == 2 and "label_column: the images have the classes dark, grey, light, ldm has ant, bee, cow" in err
+
+
+def test_guidance_without_classes_is_refused(call, pipeline, image_folder, tmp_path):  # noqa: F811
+    pipeline.save_pretrained(tmp_path / "ldm")
+    status, _, err = call(
+        evaluate.main, model="ldm", dataset=image_folder, channels=3, convert_images=True, resolution=[8, 12],
+        validation_size=9, output_dir="out", guidance_scale=2, metrics=["spectrum"], num_inference_steps=2,
+    )  # fmt: skip
+    assert status == 2 and "guidance_scale: ldm knows no classes" in err

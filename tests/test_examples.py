@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, untrained_pipeline
 from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 
@@ -146,3 +146,27 @@ def test_tokens_of_a_grid_are_refused(script, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         script["main"]()
     assert "its tokens are no filters of a bank and no Fourier coefficients" in capsys.readouterr().err
+
+
+def test_classes_one_a_row(model, tmp_path, monkeypatch, capsys):
+    pipeline = untrained_pipeline(model, 100, ["ant", "bee", "cow"])
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    for name, options in (("all", ()), ("some", ("--classes", "cow", "ant"))):
+        argv = ["classes", str(tmp_path / "pipeline"), *options, "--columns", "2", "--num_inference_steps", "2"]
+        monkeypatch.setattr(sys, "argv", [*argv, "--output", str(tmp_path / f"{name}.png")])
+        runpy.run_path(str(EXAMPLES / "classes.py"), run_name="__main__")
+    rows = HEIGHT + BORDER
+    all_, some = (np.asarray(Image.open(tmp_path / f"{name}.png"))[::SCALE, ::SCALE] for name in ("all", "some"))
+    assert all_.shape[0] == BORDER + 3 * rows and some.shape[0] == BORDER + 2 * rows
+    for row, of_all in enumerate((2, 0)):
+        mine, theirs = (x[BORDER + i * rows :][:HEIGHT].astype(int) for x, i in ((some, row), (all_, of_all)))
+        assert np.abs(mine - theirs).max() <= 1
+
+
+def test_a_pipeline_without_classes_has_no_rows(pipeline, tmp_path, monkeypatch, capsys):
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    monkeypatch.setattr(sys, "argv", ["classes", str(tmp_path / "pipeline")])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(EXAMPLES / "classes.py"), run_name="__main__")
+    assert "knows no classes" in capsys.readouterr().err

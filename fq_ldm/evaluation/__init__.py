@@ -1,5 +1,6 @@
 """What `evaluate.py` is made of."""
 
+from .classes import train_judge
 from .inputs import check_images, choose_images, chosen_metrics, load_model
 from .networks import load_pair_metrics
 from .report import PROTOCOL, save_report
@@ -16,4 +17,5 @@ __all__ = [
     "load_model",
     "load_pair_metrics",
     "save_report",
+    "train_judge",
 ]

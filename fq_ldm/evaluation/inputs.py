@@ -9,7 +9,7 @@ from ..data import ImageDataset
 from ..distributed import processes
 from ..models import load_vae
 from ..options import PIPELINE_METRICS, VAE_METRICS, DataConfig, DataError, EvaluationConfig, UserError
-from ..pipelines import FQLDMPipeline
+from ..pipelines import load_any
 
 
 def load_model(config: EvaluationConfig):
@@ -35,8 +35,8 @@ def load_model(config: EvaluationConfig):
         raise UserError(f"device: {config.device} cannot be used ({str(error).splitlines()[0]})") from error
 
 
-def chosen_metrics(config: EvaluationConfig, is_pipeline: bool) -> list[str]:
-    """The metrics asked for, or the usual ones.
+def chosen_metrics(config: EvaluationConfig, is_pipeline: bool, has_classes: bool = False) -> list[str]:
+    """The metrics asked for, or the usual ones, those of classes if the images have any.
 
     Raises:
         UserError: if one does not belong to this kind of model.
@@ -46,7 +46,8 @@ def chosen_metrics(config: EvaluationConfig, is_pipeline: bool) -> list[str]:
         if name not in possible:
             kind = "a pipeline" if is_pipeline else "an FQ-VAE"
             raise UserError(f"metrics: {name} does not fit {config.model}, {kind}: give any of {', '.join(possible)}")
-    return config.metrics or list(PIPELINE_METRICS if is_pipeline else VAE_METRICS[:2])
+    usual = [name for name in PIPELINE_METRICS if name != "classes" or has_classes] if is_pipeline else VAE_METRICS[:2]
+    return config.metrics or list(usual)
 
 
 def check_images(vae, data: DataConfig, path: str) -> None:

@@ -14,6 +14,11 @@ PROTOCOL = {
     "precision": "third nearest neighbours",
     "spectral_distance_db": "root mean square over radial frequencies, samples against the compared images",
     "nearest_distance": "root mean square of pixels in [0, 1] to the nearest training image, mirrored or not",
+    "classifier_accuracy": "of a small classifier trained on the training images, on the compared images",
+    "samples_read": "by that classifier with p >= 0.9",
+    "classifier_fid": "of that classifier's last 128 features",
+    "agreement": "samples that the classifier takes for the class they were asked to be",
+    "agreement_read": "those that it also reads with p >= 0.9",
     "near_copies": "samples nearer to a training image than half the median distance of the compared images",
 }
 

@@ -15,6 +15,7 @@ from ..metrics.fidelity import frechet_distance, kernel_distance, precision_reca
 from ..metrics.samples import PowerSpectrum, nearest_images, spectral_distance
 from ..options import NETWORK_METRICS, EvaluationConfig, check
 from ..pipelines import FQLDMPipeline
+from .classes import check_classes, judge_classes, labels_of, spread_classes, train_judge
 from .networks import make_extractor, one_line
 
 GRID_SAMPLES = 64  # in samples.png
@@ -36,39 +37,40 @@ def evaluate_pipeline(
     Args:
         pipeline: what is measured.
         images: what samples are compared with.
-        train_images: where their nearest neighbours are sought.
+        train_images: where their nearest neighbours are sought, and what the classifier learns from.
         config: how many samples, and the rest.
         metrics: out of `PIPELINE_METRICS`.
         mirrored: the model was trained on mirror images too.
 
     Returns:
-        metrics (name -> number, or text), and arrays over frequencies (name -> list).
+        metrics (name -> number, or text), and arrays: "spectrum" over frequencies, "classes" over classes, each
+        (name -> list).
 
     Raises:
-        UserError: if the weights of the feature extractor are missing, there are too few images, or too many steps.
+        UserError: if the weights of the feature extractor are missing, there are too few images, or too many steps; if
+            the classes are not those of the pipeline.
     """
     steps = pipeline.scheduler.config.num_train_timesteps
     check(config.num_inference_steps <= steps, "num_inference_steps", config.num_inference_steps, f"is at most {steps}")
+    check_classes(pipeline, train_images, config)
     network_metrics = [name for name in metrics if name in NETWORK_METRICS]
     extractor = make_extractor(config, network_metrics, pipeline.device) if network_metrics else None
-    folder = Path(config.output_dir)
+    judge = None
+    if "classes" in metrics and train_images.class_names:
+        judge = train_judge(train_images, config, mirrored, pipeline.device)
+    asked = None
+    if pipeline.num_classes:
+        asked = spread_classes(pipeline.config.class_shares, config.num_samples, config.seed)
 
     references = map(to_uint8, tqdm(my_batches(images, config.batch_size), desc="images"))
-    spectra, kept, features = {}, {}, {}
-    for name, batches in (("images", references), ("samples", generate(pipeline, config))):
-        spectra[name], kept[name], features[name] = _look_at(batches, extractor, config)
-    results = {
-        "images": len(images),
-        "samples": config.num_samples,
-        "scheduler": type(pipeline.scheduler).__name__,
-        "num_inference_steps": config.num_inference_steps,
-    }
-    if "algorithm_type" in pipeline.scheduler.config:  # of DPM-Solver: whether it adds noise changes every score
-        results["algorithm_type"] = pipeline.scheduler.config.algorithm_type
+    spectra, kept, features, judged = {}, {}, {}, {}
+    for name, batches in (("images", references), ("samples", generate(pipeline, config, asked))):
+        spectra[name], kept[name], features[name], judged[name] = _look_at(batches, extractor, judge, config)
+    results = {"images": len(images), "samples": config.num_samples, **_sampling(pipeline, config)}
     arrays = {}
     grid = kept["samples"][:GRID_SAMPLES] / 255
     if processes().is_main_process:
-        save_grid(grid, folder / "samples.png", 8, display_scale(grid.shape[-2]))
+        save_grid(grid, Path(config.output_dir) / "samples.png", 8, display_scale(grid.shape[-2]))
 
     for name in network_metrics:
         pair = (features["samples"][name], features["images"][name])
@@ -78,28 +80,47 @@ def evaluate_pipeline(
             results |= one_line({"kid": kernel_distance, "prc": precision_recall}[name], *pair)
     if "spectrum" in metrics:
         results["spectral_distance_db"] = spectral_distance(spectra["samples"], spectra["images"])
-        arrays = {f"spectrum_of_{name}": values.tolist() for name, values in spectra.items()}
+        arrays["spectrum"] = {f"spectrum_of_{name}": values.tolist() for name, values in spectra.items()}
+    if judge is not None:
+        found, arrays["classes"] = judge_classes(judged, labels_of(images), asked, train_images.class_names)
+        results |= found
     if "neighbours" in metrics:
         kept = {name: part[: config.neighbour_samples] for name, part in kept.items()}
         results |= compare_neighbours(kept, train_images, config, mirrored)
     return results, arrays
 
 
-def _look_at(batches, extractor, config: EvaluationConfig) -> tuple[torch.Tensor, torch.Tensor, dict | None]:
+def _sampling(pipeline: FQLDMPipeline, config: EvaluationConfig) -> dict:
+    """How the samples were made, for the report."""
+    made = {"scheduler": type(pipeline.scheduler).__name__, "num_inference_steps": config.num_inference_steps}
+    if "algorithm_type" in pipeline.scheduler.config:  # of DPM-Solver: whether it adds noise changes every score
+        made["algorithm_type"] = pipeline.scheduler.config.algorithm_type
+    if pipeline.num_classes:
+        made["guidance_scale"] = config.guidance_scale
+    return made
+
+
+def _look_at(batches, extractor, judge, config: EvaluationConfig) -> tuple:
     """One pass over batches (B, c, H, W) uint8 of this process: what all processes find.
 
     Returns:
-        the radial spectrum, the first images (n, c, H, W) uint8, and the features, where there is an extractor.
+        the radial spectrum, the first images (n, c, H, W) uint8, the features, where there is an extractor, and what
+        the classifier says, where there is one.
     """
     wanted = max(GRID_SAMPLES, config.neighbour_samples)
-    spectrum, kept, features = PowerSpectrum(), [], []
+    spectrum, kept, features, judged = PowerSpectrum(), [], [], []
     for batch in batches:
         spectrum(batch / 255)
         kept.append(batch.cpu() if sum(map(len, kept)) < wanted else batch[:0].cpu())
         if extractor is not None:
             features.append(extractor(batch))
+        if judge is not None:
+            said = judge.judge(batch.to(next(judge.parameters()).device) / 127.5 - 1)
+            judged.append([values.cpu() for values in said])
     first = torch.cat(merge(kept))[:wanted]
-    return spectrum.radial(merge), first, None if extractor is None else extractor.join(merge(features))
+    found = None if extractor is None else extractor.join(merge(features))
+    said = None if judge is None else [torch.cat(values) for values in zip(*merge(judged), strict=True)]
+    return spectrum.radial(merge), first, found, said
 
 
 def compare_neighbours(
@@ -134,15 +155,20 @@ def compare_neighbours(
     }
 
 
-def generate(pipeline: FQLDMPipeline, config: EvaluationConfig):
-    """Yield this process's batches of samples (B, c, H, W) uint8.
+def generate(pipeline: FQLDMPipeline, config: EvaluationConfig, classes: torch.Tensor | None):
+    """Yield this process's batches of samples (B, c, H, W) uint8, of classes (num_samples,) where there are any.
 
     Each sample has a seed of its own: none depends on the batch size or the number of processes.
     """
     pipeline.scheduler = sampling_scheduler(pipeline.scheduler, config.num_inference_steps)
     pipeline.set_progress_bar_config(disable=True)
     seeds = torch.randint(2**62, (config.num_samples,), generator=torch.Generator().manual_seed(config.seed))
-    for part in tqdm(my_share(seeds.split(config.batch_size)), desc="sampling"):
-        generators = [torch.Generator().manual_seed(seed) for seed in part.tolist()]
-        images = pipeline(len(part), config.num_inference_steps, generators, output_type="pt").images
+    options = {}
+    if classes is not None:
+        options = {"guidance_scale": config.guidance_scale, "guidance_interval": config.guidance_interval}
+    for part in tqdm(my_share(torch.arange(config.num_samples).split(config.batch_size)), desc="sampling"):
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds[part].tolist()]
+        if classes is not None:
+            options["class_labels"] = classes[part]
+        images = pipeline(len(part), config.num_inference_steps, generators, output_type="pt", **options).images
         yield to_uint8(images * 2 - 1)

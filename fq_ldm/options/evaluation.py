@@ -7,7 +7,7 @@ from .fields import option
 
 VAE_METRICS = ("reconstruction", "codebook", "lpips", "rfid", "unit_information")
 NETWORK_METRICS = ("fid", "kid", "prc")  # of a feature extractor
-PIPELINE_METRICS = (*NETWORK_METRICS, "spectrum", "neighbours")
+PIPELINE_METRICS = (*NETWORK_METRICS, "spectrum", "neighbours", "classes")
 
 
 @dataclass
@@ -19,7 +19,7 @@ class EvaluationConfig:
     metrics: list[str] = option(
         [],
         "for an FQ-VAE any of reconstruction and codebook (the default), lpips, rfid and unit_information; for a "
-        "pipeline any of fid, kid, prc, spectrum and neighbours (all by default)",
+        "pipeline any of fid, kid, prc, spectrum, neighbours and, with --label_column, classes (all by default)",
         choices=[*VAE_METRICS, *PIPELINE_METRICS],
     )
     reference: str = option(
@@ -39,6 +39,9 @@ class EvaluationConfig:
     num_samples: int = option(10_000, "images that the pipeline generates")
     neighbour_samples: int = option(200, "samples whose nearest training images are looked up")
     num_inference_steps: int = option(50, "denoising steps: of DDPM if as many as in training, else of DPM-Solver++")
+    guidance_scale: float = option(1.0, "of classifier-free guidance, for pipelines with classes; 1 for none")
+    guidance_interval: list[float] = option([0.0, 1.0], "guide between these shares of the noise only")
+    classifier_epochs: int = option(15, "over the training images, of the classifier that judges classes")
     seed: int = option(0, "seed of the samples and of the choice of images")
     device: str | None = option(None, "torch device; by default a GPU if there is one")
 
@@ -50,6 +53,14 @@ class EvaluationConfig:
             "num_samples",
             "num_inference_steps",
             "neighbour_samples",
+            "classifier_epochs",
         ):
             value = getattr(self, name)
             check(value is None or value > 0, name, value, "must be positive")
+        interval = self.guidance_interval
+        check(
+            len(interval) == 2 and 0 <= interval[0] <= interval[1] <= 1,
+            "guidance_interval",
+            interval,
+            "must be two shares of the noise in 0 .. 1, in order",
+        )

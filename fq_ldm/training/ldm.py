@@ -123,9 +123,9 @@ def finish(pipeline: FQLDMPipeline, ldm: LDMConfig, config: TrainingConfig, metr
         metrics={**metrics, "bits_per_image": pipeline.vqvae.bits_per_image, "unet_parameters": parameters},
         options=options,
         script="train_ldm",
-        limits="For research on generative models. Samples are unconditional and not filtered; what is rare in the "
+        limits="For research on generative models. Samples are not filtered; what is rare in the "
         "data is rarer in them. They show nobody and nothing real: do not pass them off as such.",
-        pipeline_tag="unconditional-image-generation",
+        pipeline_tag=None if pipeline.num_classes else "unconditional-image-generation",
     )
     if config.push_to_hub:
         push_to_hub(config)
