@@ -6,7 +6,7 @@ LAUNCH := $(VENV)/bin/accelerate launch --num_processes 1 --num_machines 1 --mix
 QUICKSTART := runs/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow lint
+.PHONY: help install quickstart demo space test test-slow lint
 
 help:  ## these lines
 	@awk -F ':.*## *' '/^[a-z-]+:.*##/ { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,10 +18,20 @@ $(INSTALLED): setup.cfg pyproject.toml
 	$(VENV)/bin/pip install --editable '.[dev]'
 	touch $@
 
-quickstart: $(INSTALLED)  ## train on 5,000 digits and generate new ones (2 cores: under 15 minutes)
+quickstart: $(INSTALLED)  ## train on 5,000 digits and write those asked for (2 cores: 14 to 21 minutes)
 	$(LAUNCH) train_vae.py --config configs/quickstart/vae.yaml
 	$(LAUNCH) train_ldm.py --config configs/quickstart/ldm.yaml
 	$(VENV)/bin/python examples/quickstart_report.py $(QUICKSTART)
+
+demo: $(INSTALLED)  ## a page to try the shipped pipeline on, at http://127.0.0.1:7860
+	$(VENV)/bin/python app.py
+
+space:  ## the same page as a Hugging Face Space, in build/space
+	rm -rf build/space
+	mkdir -p build/space/checkpoints
+	cp -r spaces/. app.py demo fq_ldm build/space
+	cp -r pipelines configs build/space/fq_ldm
+	cp -r checkpoints/celeba64 build/space/checkpoints
 
 test: $(INSTALLED)  ## the fast tests
 	$(VENV)/bin/python -m pytest tests -m "not slow"
