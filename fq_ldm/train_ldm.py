@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
         argv, DataConfig, LDMConfig, TrainingConfig, required=("dataset", "output_dir", "vae")
     )
     options = resolved(data, ldm, config)
-    vae = open_vae(ldm.vae)
+    vae = open_vae(ldm.vae, subfolder=ldm.vae_subfolder, revision=ldm.vae_revision)
     check_vae(vae, ldm.vae, data)
     view_is_new = choose_view(vae, ldm)
     unet = build_unet(ldm, vae.diffusion_latent_shape)

@@ -4,10 +4,9 @@ import numpy as np
 import PIL.Image
 import torch
 import torch.nn.functional as F
+from diffusers import ModelMixin
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-
-from fq_ldm.models import TokenAutoencoder
 
 Images = PIL.Image.Image | np.ndarray | torch.Tensor | list
 
@@ -29,7 +28,7 @@ class KnownImages:
 
     def __init__(
         self,
-        vqvae: TokenAutoencoder,
+        vqvae: ModelMixin,
         image: Images,
         mask_image: Images | None,
         num_images: int,

@@ -1,37 +1,33 @@
 """Image generation, of classes where there are some: diffusion on the quantized frequency latents of an FQ-VAE."""
 
-import inspect
-import json
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline, SchedulerMixin, UNet2DModel
+from diffusers import DDPMScheduler, DiffusionPipeline, ModelMixin, SchedulerMixin, UNet2DModel
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
-from huggingface_hub import snapshot_download
 
-from fq_ldm.models import TokenAutoencoder
+from fq_ldm.own_code import OwnCode
 
 from .classes import ClassLabels, class_numbers
 from .known_images import Images, KnownImages
+from .loading import PackageLoading
+from .schedules import check_scheduler, schedule_of, step_options
 
-INDEX_FILE = "model_index.json"
-LIBRARIES = ("fq_ldm", "diffusers")  # that components may come from
 FEW_STEPS = 50  # of schedulers that need fewer than DDPM
 DECODE_BATCH_SIZE = 64  # images decoded at a time: the decoder works at full resolution
 
 
-class FQLDMPipeline(DiffusionPipeline):
+class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
     """Samples images: noise -> UNet and scheduler -> FQ-VAE latents -> quantize and decode.
 
     Args:
         vqvae: a trained `FQModel`, or a baseline.
         unet: denoises the FQ-VAE's diffusion latents; its channels and size are the model's
             `diffusion_latent_shape`.
-        scheduler: any diffusers scheduler whose `step` takes (model_output, timestep, sample). It must not
-            clip the predicted sample to [-1, 1], since standardised latents reach further: `clip_sample=False`.
+        scheduler: with the noise schedule and the prediction of the training. Others are made from its configuration;
+            `schedules.TRIED` names those that work. None may clip the predicted sample to [-1, 1], since standardised
+            latents reach further: `clip_sample=False`.
         quantize_samples: snap sampled latents to the codebook before they are decoded, which takes small errors of
             the UNet away; not for a decoder that was trained on unquantized latents.
         class_names: of the classes that the UNet was trained with, or None. Its last class embedding stands for
@@ -46,10 +42,11 @@ class FQLDMPipeline(DiffusionPipeline):
     # It is small, and its tokens, codebook and latents are reached through methods: offloading finds only `forward`.
     _exclude_from_cpu_offload = ["vqvae"]
     _callback_tensor_inputs = ["latents"]
+    package_only = ("fq_ldm.pipelines.loading",)
 
     def __init__(
         self,
-        vqvae: TokenAutoencoder,
+        vqvae: ModelMixin,  # a `TokenAutoencoder`, from wherever its code was loaded
         unet: UNet2DModel,
         scheduler: SchedulerMixin,
         quantize_samples: bool = True,
@@ -71,33 +68,30 @@ class FQLDMPipeline(DiffusionPipeline):
             )
         self.register_modules(vqvae=vqvae, unet=unet, scheduler=scheduler)
         self.register_to_config(quantize_samples=quantize_samples, class_names=class_names, class_shares=class_shares)
+        self._trained_schedule = schedule_of(scheduler)
+        self._interrupt = False
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "FQLDMPipeline":
-        """Load a pipeline folder or a Hub repository; weights are read from safetensors only.
+    def from_pipe(cls, pipeline: "FQLDMPipeline", **kwargs) -> "FQLDMPipeline":
+        """A pipeline with the components and options of another; arguments of `__init__` replace them."""
+        return cls(**{**pipeline.components, **pipeline.options, **kwargs})
 
-        The arguments are those of `DiffusionPipeline.from_pretrained`.
-
-        Raises:
-            OSError: if there is no such folder or repository, or a file is missing.
-            ValueError: if it holds a pipeline of another kind.
-        """
-        if not os.path.isdir(pretrained_model_name_or_path):
-            # diffusers downloads components of other packages only together with their code. Ours is installed.
-            download = {k: kwargs.pop(k) for k in ("cache_dir", "revision", "token", "local_files_only") if k in kwargs}
-            pretrained_model_name_or_path = snapshot_download(str(pretrained_model_name_or_path), **download)
-        _check_index(Path(pretrained_model_name_or_path))
-        pipeline = super().from_pretrained(pretrained_model_name_or_path, **{"use_safetensors": True, **kwargs})
-        for name in ("vqvae", "unet"):
-            # diffusers only warns of weights that a file lacks, and leaves them empty.
-            if any(parameter.is_meta for parameter in getattr(pipeline, name).parameters()):
-                raise ValueError(f"{pretrained_model_name_or_path}: {name} has the weights of another model")
-        return pipeline
+    def with_code(self, config: dict, module: str) -> dict:
+        """The index with the files that diffusers finds the pipeline's and the FQ-VAE's code in."""
+        config = config | {"_class_name": [module, type(self).__name__]}
+        if (code := self.vqvae.own_code()) is not None:
+            config["vqvae"] = [code[0], type(self.vqvae).__name__]
+        return config
 
     @property
     def num_classes(self) -> int:
         """How many classes there are to ask for; 0 for an unconditional pipeline."""
         return len(self.config.class_names or ())
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether a callback has asked to stop: `pipeline._interrupt = True` leaves the remaining steps out."""
+        return self._interrupt
 
     @property
     def options(self) -> dict:
@@ -122,6 +116,7 @@ class FQLDMPipeline(DiffusionPipeline):
         image: Images | None = None,
         strength: float | None = None,
         mask_image: Images | None = None,
+        batch_size: int | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Generate images.
 
@@ -134,7 +129,7 @@ class FQLDMPipeline(DiffusionPipeline):
             eta: noise added at each step, from 0 (none) to 1, for schedulers that have it (DDIM).
             latents: starting noise of unit variance (num_images, C, H, W), drawn from `generator` if None.
             output_type: "pil" (list of images), "np" (num_images, H, W, c) or "pt" (num_images, c, H, W),
-                the last two float32 in [0, 1].
+                the last two float32 in [0, 1]; or "latent": the sampled latents (num_images, C, H, W).
             return_dict: return an `ImagePipelineOutput`, else a tuple with the images.
             callback_on_step_end: called after each step as `callback(pipeline, step, timestep, tensors)`; a
                 "latents" in the dictionary that it returns replaces the current ones.
@@ -151,6 +146,7 @@ class FQLDMPipeline(DiffusionPipeline):
                 with a mask.
             mask_image: keep the pixels of `image` where this is 0, or black, and make those anew where it is 1; masks
                 of one channel, given as images are.
+            batch_size: what diffusers' unconditional pipelines call `num_images`; give one of the two.
 
         Returns:
             `ImagePipelineOutput` with `images`, or `(images,)`.
@@ -158,11 +154,16 @@ class FQLDMPipeline(DiffusionPipeline):
         Raises:
             ValueError: for an argument that fits neither the pipeline nor its scheduler.
         """
+        if batch_size is not None:
+            if num_images is not None:
+                raise ValueError("batch_size is another word for num_images: give one of them")
+            num_images = batch_size
         if num_images is None:
             num_images = len(latents) if latents is not None else len(image) if _is_batch(image) else 1
+        check_scheduler(self.scheduler, self._trained_schedule)
         self._check_inputs(num_images, generator, latents, output_type, callback_on_step_end_tensor_inputs)
         self._check_steps(num_inference_steps)
-        step_kwargs = self._step_kwargs(generator, eta)
+        step_kwargs = step_options(self.scheduler, generator, eta)
         self._check_guidance(class_labels, guidance_scale, guidance_interval)
         self._check_start(image, strength, mask_image)
         device = self._execution_device
@@ -178,8 +179,11 @@ class FQLDMPipeline(DiffusionPipeline):
 
         self.scheduler.set_timesteps(num_inference_steps or self._default_steps(), device=device)
         noise, known, timesteps = latents, None, self.scheduler.timesteps
+        self._interrupt = False
         if image is None:
             latents = noise * self.scheduler.init_noise_sigma
+            if hasattr(self.scheduler, "set_begin_index"):  # some would look the first timestep up, and find two
+                self.scheduler.set_begin_index(0)
         else:
             quantize = self.config.quantize_samples
             known = KnownImages(self.vqvae, image, mask_image, num_images, quantize, device, noise.dtype)
@@ -187,6 +191,8 @@ class FQLDMPipeline(DiffusionPipeline):
 
         # Denoise.
         for i, t in enumerate(self.progress_bar(timesteps)):
+            if self.interrupt:
+                continue
             model_input = self.scheduler.scale_model_input(latents, t)
             prediction = self._predict(model_input, t, labels, guidance_scale, guidance_interval)
             latents = self.scheduler.step(prediction, t, latents, **step_kwargs).prev_sample
@@ -196,15 +202,7 @@ class FQLDMPipeline(DiffusionPipeline):
             if callback_on_step_end is not None:
                 latents = (callback_on_step_end(self, i, t, {"latents": latents}) or {}).get("latents", latents)
 
-        # Decode.
-        images = self._decode(latents, generator)
-        if known is not None:
-            images = known.keep_pixels(images)
-        if output_type != "pt":
-            images = images.cpu().permute(0, 2, 3, 1).numpy()
-        if output_type == "pil":
-            images = self.numpy_to_pil(images)
-
+        images = latents if output_type == "latent" else self._finished(latents, generator, known, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -216,6 +214,16 @@ class FQLDMPipeline(DiffusionPipeline):
         both = torch.cat([labels, torch.full_like(labels, self.num_classes)])
         conditional, unconditional = self.unet(torch.cat([latents] * 2), t, class_labels=both).sample.chunk(2)
         return unconditional + scale * (conditional - unconditional)
+
+    def _finished(self, latents: torch.Tensor, generator, known: KnownImages | None, output_type: str):
+        """Diffusion latents -> images of a type, with the known pixels in their places."""
+        images = self._decode(latents, generator)
+        if known is not None:
+            images = known.keep_pixels(images)
+        if output_type == "pt":
+            return images
+        images = images.cpu().permute(0, 2, 3, 1).numpy()
+        return self.numpy_to_pil(images) if output_type == "pil" else images
 
     def _decode(self, latents: torch.Tensor, generator) -> torch.Tensor:
         """Diffusion latents -> images in [0, 1], some at a time."""
@@ -233,18 +241,6 @@ class FQLDMPipeline(DiffusionPipeline):
         """All steps of the training for DDPM, as in the paper, and few for schedulers that need no more."""
         steps = self.scheduler.config.num_train_timesteps
         return steps if isinstance(self.scheduler, DDPMScheduler) else min(FEW_STEPS, steps)
-
-    def _step_kwargs(self, generator, eta: float) -> dict:
-        """What this scheduler's `step` takes beside the model's output: schedulers differ."""
-        accepted = inspect.signature(self.scheduler.step).parameters
-        kwargs = {}
-        if "eta" in accepted:
-            kwargs["eta"] = eta
-        elif eta != 0:
-            raise ValueError(f"{type(self.scheduler).__name__} has no eta; leave it at 0 or use DDIMScheduler")
-        if "generator" in accepted:
-            kwargs["generator"] = generator
-        return kwargs
 
     def _check_steps(self, steps):
         most = self.scheduler.config.num_train_timesteps
@@ -268,43 +264,23 @@ class FQLDMPipeline(DiffusionPipeline):
     def _check_inputs(self, num_images, generator, latents, output_type, callback_tensor_inputs):
         if num_images < 1:
             raise ValueError(f"num_images must be at least 1, not {num_images}")
+        generators = generator if isinstance(generator, list) else [generator]
+        if not all(each is None or isinstance(each, torch.Generator) for each in generators):
+            raise ValueError("generator must be a torch.Generator, a list of them or None: torch.manual_seed gives one")
         if isinstance(generator, list) and len(generator) != num_images:
             raise ValueError(f"{len(generator)} generators for {num_images} images: give one for each image")
         shape = (num_images, *self.vqvae.diffusion_latent_shape)
         if latents is not None and tuple(latents.shape) != shape:
             raise ValueError(f"latents must have the shape {shape}, not {tuple(latents.shape)}")
-        if output_type not in ("pil", "np", "pt"):
-            raise ValueError(f'output_type must be "pil", "np" or "pt", not {output_type!r}')
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f'output_type must be "pil", "np", "pt" or "latent", not {output_type!r}')
         unknown = set(callback_tensor_inputs) - set(self._callback_tensor_inputs)
         if unknown:
             raise ValueError(
                 f"callback_on_step_end_tensor_inputs has unknown names {sorted(unknown)}; only 'latents' exists"
-            )
-        if self.scheduler.config.get("clip_sample", False) and self.scheduler.config.get("clip_sample_range", 1.0) <= 1:
-            raise ValueError(
-                f"{type(self.scheduler).__name__} clips the predicted latents to [-1, 1], which ruins the images: "
-                "make it with clip_sample=False, or with from_config(pipeline.scheduler.config)"
             )
 
 
 def _is_batch(image) -> bool:
     """Whether images are given as a list, or as an array or tensor of four dimensions."""
     return isinstance(image, list | tuple) or getattr(image, "ndim", 0) == 4
-
-
-def _check_index(folder: Path) -> None:
-    """Refuse a folder that is no `FQLDMPipeline` before diffusers imports whatever its index names."""
-    path = folder / INDEX_FILE
-    if not path.is_file():
-        raise OSError(f"{folder} holds no pipeline: {INDEX_FILE} is missing")
-    try:
-        index = json.loads(path.read_text())
-        found = index["_class_name"]
-        components = {name: tuple(index[name]) for name in ("vqvae", "unet", "scheduler")}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not the index of an FQLDMPipeline ({type(error).__name__}: {error})") from error
-    if found != "FQLDMPipeline":
-        raise ValueError(f"{folder} holds a pipeline of class {found}, not FQLDMPipeline")
-    for name, component in components.items():
-        if len(component) != 2 or component[0] not in LIBRARIES:
-            raise ValueError(f"{path}: {name} is {list(component)}, not a class of {' or '.join(LIBRARIES)}")

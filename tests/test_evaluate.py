@@ -196,6 +196,11 @@ def test_mistakes_about_pipelines_and_folders(pipeline, call, tmp_path):
     status, _, errors = call(pipeline, "--metrics", "reconstruction")
     assert status == 2 and "a pipeline: give any of fid, kid, prc" in errors
     status, _, errors = call(tmp_path / "none")
+    assert (
+        status == 1 and "none cannot be loaded (" in errors and "there is no such folder, and no repository" in errors
+    )
+    (tmp_path / "empty").mkdir()
+    status, _, errors = call(tmp_path / "empty")
     assert status == 1 and "holds neither an FQ-VAE (config.json) nor a pipeline (model_index.json)" in errors
     status, _, errors = call(pipeline / "unet")
     assert status == 1 and "unet cannot be loaded (" in errors and "UNet2DModel" in errors

@@ -1,13 +1,21 @@
 import subprocess
 import sys
 
+import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DModel
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    UNet2DModel,
+)
 
 from fq_ldm import FQLDMPipeline
 from fq_ldm.diffusion import sampling_scheduler
+from fq_ldm.pipelines.schedules import TRIED
 
 
 def seeds(*values):
@@ -53,14 +61,14 @@ def test_the_scheduler_decides_how_many_steps_by_default(pipeline):
         steps.append(step)
         return {}
 
-    scheduler = DDPMScheduler(num_train_timesteps=60, clip_sample=False)
-    for pipeline.scheduler, expected in (
-        (scheduler, 60),
-        (DPMSolverMultistepScheduler.from_config(scheduler.config), 50),
+    ddpm = DDPMScheduler(num_train_timesteps=60, clip_sample=False)
+    for scheduler, expected in (
+        (ddpm, 60),
+        (DPMSolverMultistepScheduler.from_config(ddpm.config), 50),
         (DDIMScheduler(num_train_timesteps=20, clip_sample=False), 20),
     ):
         steps.clear()
-        pipeline(1, callback_on_step_end=count)
+        FQLDMPipeline.from_pipe(pipeline, scheduler=scheduler)(1, callback_on_step_end=count)
         assert len(steps) == expected
 
 
@@ -137,7 +145,7 @@ def test_wrong_arguments_are_named(pipeline):
         pipeline(3, 2, seeds(0, 1))
     with pytest.raises(ValueError, match=r"latents must have the shape \(1, 3, 8, 12\), not \(1, 3, 8, 8\)"):
         pipeline(1, 2, latents=torch.zeros(1, 3, 8, 8))
-    with pytest.raises(ValueError, match='output_type must be "pil", "np" or "pt", not \'jpg\''):
+    with pytest.raises(ValueError, match='output_type must be "pil", "np", "pt" or "latent", not \'jpg\''):
         pipeline(1, 2, output_type="jpg")
     with pytest.raises(ValueError, match="num_images must be at least 1"):
         pipeline(0)
@@ -161,3 +169,77 @@ def test_a_unet_for_other_latents_is_refused(pipeline, model):
 def test_steps_that_the_schedule_has_not(pipeline, steps):
     with pytest.raises(ValueError, match=f"num_inference_steps must lie in 1 .. 1000.*, not {steps}"):
         pipeline(1, steps)
+
+
+def test_a_scheduler_of_another_schedule_is_refused(pipeline):
+    """Those that would make mud in silence, each in one line that says what to do."""
+    trained = pipeline.scheduler.config
+    for scheduler, message in (
+        (EulerDiscreteScheduler.from_config(trained, prediction_type="v_prediction"), "prediction_type v_prediction"),
+        (
+            DPMSolverMultistepScheduler.from_config(trained, beta_schedule="scaled_linear"),
+            "beta_schedule scaled_linear",
+        ),
+        (DDIMScheduler.from_config(trained, num_train_timesteps=500), "num_train_timesteps 500"),
+    ):
+        pipeline.scheduler = scheduler
+        with pytest.raises(ValueError, match=message) as error:
+            pipeline(1, 2)
+        assert f"{type(scheduler).__name__}.from_config(pipeline.scheduler.config)" in str(error.value)
+    pipeline.scheduler = DDIMScheduler.from_config(trained)
+    pipeline(1, 2)
+
+
+def test_every_scheduler_of_diffusers_works_or_is_refused_by_name(pipeline):
+    """By their names and in both ways of making them; docs/measuring.md has what each samples."""
+    classes = [getattr(diffusers.schedulers, name) for name in dir(diffusers.schedulers)]
+    schedulers = {cls for cls in classes if isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)}
+    schedulers.remove(diffusers.SchedulerMixin)
+    assert {cls.__name__ for cls in schedulers} > set(TRIED) and len(schedulers) > 40
+    trained = pipeline.scheduler
+    for cls in schedulers:
+        try:
+            scheduler = cls.from_config(trained.config)
+        except (ImportError, TypeError):  # a package that is not installed, an argument that ours lacks
+            assert cls.__name__ not in TRIED
+            continue
+        pipeline.scheduler = scheduler
+        if cls.__name__ in TRIED:
+            for options in ({}, {"use_karras_sigmas": True}, {"use_exponential_sigmas": True}):
+                if set(options) <= set(scheduler.config):
+                    pipeline.scheduler = cls.from_config(trained.config, **options)
+                    images = pipeline(2, 8, seeds(0, 1), output_type="pt").images
+                    assert images.isfinite().all() and images[0].sub(images[1]).abs().mean() > 0.01
+        else:
+            with pytest.raises(ValueError, match=f"{cls.__name__} does not sample these latents well: take one of"):
+                pipeline(2, 3)
+
+
+def test_the_words_of_diffusers(pipeline):
+    images = pipeline(2, 2, seeds(0, 1), output_type="pt").images
+    assert torch.equal(
+        pipeline(batch_size=2, num_inference_steps=2, generator=seeds(0, 1), output_type="pt").images, images
+    )
+    with pytest.raises(ValueError, match="batch_size is another word for num_images"):
+        pipeline(2, 2, batch_size=2)
+    with pytest.raises(ValueError, match="generator must be a torch.Generator"):
+        pipeline(1, 2, generator=0)
+    latents = pipeline(2, 2, seeds(0, 1), output_type="latent").images
+    assert latents.shape == (2, *pipeline.vqvae.diffusion_latent_shape)
+    decoded = pipeline.vqvae.decode(pipeline.vqvae.from_diffusion_latents(latents)).sample
+    torch.testing.assert_close((decoded / 2 + 0.5).clamp(0, 1), images)
+    steps = []
+
+    def stop(pipeline, step, timestep, tensors):
+        steps.append(step)
+        pipeline._interrupt = step == 2
+        return {}
+
+    for _ in range(2):  # the next call starts anew
+        pipeline(1, 10, callback_on_step_end=stop)
+    assert steps == [0, 1, 2, 0, 1, 2]
+
+
+def test_a_pipe_of_a_pipe(pipeline):
+    other = FQLDMPipeline.from_pipe(pipeline, quantize_samples=False)
+    assert other.vqvae is pipeline.vqvae and other.unet is pipeline.unet and not other.config.quantize_samples

@@ -10,14 +10,16 @@ from ..options import DataConfig, DataError, LDMConfig, UserError
 ENCODE_BATCH_SIZE = 128
 
 
-def open_vae(path: str, option: str = "vae") -> TokenAutoencoder:
+def open_vae(
+    path: str, option: str = "vae", subfolder: str | None = None, revision: str | None = None
+) -> TokenAutoencoder:
     """The trained FQ-VAE, or baseline, that an option names: in a folder or on the Hub, in evaluation mode.
 
     Raises:
         DataError: if there is none.
     """
     try:
-        return load_vae(path)
+        return load_vae(path, subfolder, revision)
     except Exception as error:  # a foreign or damaged file fails in as many ways as there are files
         raise DataError(f"{option}: no FQ-VAE can be loaded from {path} ({' '.join(str(error).split())})") from error
 

@@ -7,26 +7,22 @@ from torch.utils.data import Subset
 
 from ..data import ImageDataset
 from ..distributed import processes
-from ..models import load_vae
 from ..options import PIPELINE_METRICS, VAE_METRICS, DataConfig, DataError, EvaluationConfig, UserError
 from ..pipelines import load_any
 
 
 def load_model(config: EvaluationConfig):
-    """The FQ-VAE or the `FQLDMPipeline` in the folder, on the device.
+    """The FQ-VAE or the `FQLDMPipeline` in the folder or repository, on the device.
 
     Raises:
         DataError: if there is neither.
         UserError: if there is no such device.
     """
     folder = Path(config.model)
-    if not (folder / "model_index.json").is_file() and not (folder / "config.json").is_file():
+    if folder.is_dir() and not any((folder / name).is_file() for name in ("model_index.json", "config.json")):
         raise DataError(f"model: {folder} holds neither an FQ-VAE (config.json) nor a pipeline (model_index.json)")
     try:
-        if (folder / "model_index.json").is_file():
-            model = FQLDMPipeline.from_pretrained(folder)
-        else:
-            model = load_vae(folder)
+        model = load_any(config.model, config.revision)
     except Exception as error:  # a foreign or damaged file fails in as many ways as there are files
         raise DataError(f"model: {folder} cannot be loaded ({' '.join(str(error).split())})") from error
     try:

@@ -19,13 +19,14 @@ from ..spectrum import spectral_resize
 from .diffusion_view import DiffusionView
 from .outputs import FQDecoderOutput, QuantizedLatents
 from .painter import Generators, Painter
+from .saved import SavedVQModel
 from .start import LinearLatents, principal_colors
 
 STATISTICS_IMAGES = 1024  # that the diffusion latents are standardised by
 START_BATCH = 256  # images
 
 
-class TokenAutoencoder(VQModel):
+class TokenAutoencoder(SavedVQModel):
     """Encoder -> tokens -> codebook -> graph module -> decoder: the trunk of every method in this library.
 
     Encoder and decoder are the parent's, each a residual around an orthogonal linear map (a colour

@@ -14,7 +14,8 @@ PIPELINE_METRICS = (*NETWORK_METRICS, "spectrum", "neighbours", "classes")
 class EvaluationConfig:
     """What to measure, and on what."""
 
-    model: str = option("", "folder of a trained FQ-VAE or of a pipeline")
+    model: str = option("", "folder or Hub repository of a trained FQ-VAE or of a pipeline")
+    revision: str | None = option(None, "branch, tag or commit of that repository")
     output_dir: str = option("", "folder for evaluation.json and evaluation.md")
     metrics: list[str] = option(
         [],

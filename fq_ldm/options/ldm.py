@@ -10,7 +10,9 @@ from .fields import check_positive, option
 class LDMConfig:
     """The diffusion model on the FQ-VAE's latents."""
 
-    vae: str = option("", "folder or Hub repository of the trained FQ-VAE")
+    vae: str = option("", "folder or Hub repository of the trained FQ-VAE, or of a pipeline, whose FQ-VAE is taken")
+    vae_subfolder: str | None = option(None, "where in it; by default vqvae in a pipeline, else the folder itself")
+    vae_revision: str | None = option(None, "branch, tag or commit of that repository")
     target: str = option(
         "quantized",
         "what the UNet learns: quantized latents, or unquantized ones, which the decoder quantizes",

@@ -1,5 +1,6 @@
 """Options that both training scripts share."""
 
+import re
 from dataclasses import dataclass
 
 from diffusers.optimization import SchedulerType
@@ -40,9 +41,10 @@ class TrainingConfig:
     checkpoints_total_limit: int = option(2, "checkpoints kept")
     preview_steps: int = option(1000, "optimizer steps between pictures")
     card_notes: str | None = option(None, "paragraph for the model card, for example on the licence of the data")
+    card_license: str | None = option(None, "licence of the weights, by its name on the Hub, for the model card")
     push_to_hub: bool = option(False, "upload the result to the Hub")
-    hub_model_id: str | None = option(None, "Hub repository to upload to; the name of output_dir by default")
-    hub_private: bool = option(False, "make the Hub repository private")
+    hub_model_id: str | None = option(None, "Hub repository to upload to, user/name")
+    hub_private: bool = option(False, "make the Hub repository private; by default as its owner has set it")
     skip_nonfinite: bool = option(False, "skip steps whose loss or gradient is not finite, and name them in a log")
     dry_run: bool = option(False, "print the resolved configuration and stop")
 
@@ -68,4 +70,6 @@ class TrainingConfig:
             self.max_train_seconds,
             "stands instead of max_train_steps: give one of them",
         )
+        name = self.hub_model_id
+        check(name is None or re.fullmatch(r"[\w.-]+/[\w.-]+", name), "hub_model_id", name, "must be user/name")
         check(self.lr_warmup_steps >= 0, "lr_warmup_steps", self.lr_warmup_steps, "must not be negative")

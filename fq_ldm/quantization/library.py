@@ -14,7 +14,7 @@ COMMITMENT_WEIGHT = 0.25  # beta of VQ-VAE and SimVQ
 EMA_DECAY = 0.99  # VQ-VAE's appendix
 USAGE_DECAY = 0.99  # of the use of the entries in the progress bar
 DEAD_CODE_THRESHOLD = 2  # of the running cluster size; the revival that the package recommends
-KMEANS_TOKENS = 64  # per entry
+START_TOKENS = 64  # per entry
 
 
 class _LibraryCodebook(nn.Module):
@@ -93,7 +93,7 @@ class EMACodebook(_AveragingCodebook):
     @torch.no_grad()
     def initialize_(self, tokens: torch.Tensor, weights: None = None) -> None:
         """The package's k-means, on a sample of the tokens (n, m)."""
-        tokens, _ = sample_tokens(tokens, KMEANS_TOKENS * len(self.usage))
+        tokens, _ = sample_tokens(tokens, START_TOKENS * len(self.usage))
         self.quantizer.train()(tokens.unsqueeze(0))
 
 
@@ -209,5 +209,5 @@ class ResidualCodebook(_AveragingCodebook):
     @torch.no_grad()
     def initialize_(self, tokens: torch.Tensor, weights: None = None) -> None:
         """The package's k-means, on a sample of the tokens (n, m)."""
-        tokens, _ = sample_tokens(tokens, KMEANS_TOKENS * len(self.usage))
+        tokens, _ = sample_tokens(tokens, START_TOKENS * len(self.usage))
         self.quantizer.train()(tokens.unsqueeze(0))

@@ -27,7 +27,7 @@ EMA_FILE = "ema.safetensors"
 FREE_OPTIONS = {
     "output_dir", "max_train_steps", "max_train_seconds", "num_train_epochs", "report_to", "logging_steps",
     "checkpointing_steps", "checkpoints_total_limit", "preview_steps", "preview_images", "preview_inference_steps",
-    "card_notes", "push_to_hub", "hub_model_id", "hub_private", "dry_run", "skip_nonfinite", "compile",
+    "card_notes", "card_license", "push_to_hub", "hub_model_id", "hub_private", "dry_run", "skip_nonfinite", "compile",
     "dataloader_num_workers",
 }  # fmt: skip
 

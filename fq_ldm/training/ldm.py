@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
-from ..cards import display_scale, push_to_hub, save_card, save_grid, save_metrics
+from ..cards import display_scale, model_name, pipeline_usages, push_to_hub, save_card, save_grid, save_metrics
 from ..data import ImageDataset
 from ..diffusion import (
     diffusion_loss,
@@ -20,27 +20,6 @@ from ..models import TokenAutoencoder
 from ..options import LDMConfig, TrainingConfig
 from ..pipelines import FQLDMPipeline
 from .run import Batch
-
-USAGE = {
-    "ddpm": """from diffusers import DPMSolverMultistepScheduler
-from fq_ldm import FQLDMPipeline
-
-pipeline = FQLDMPipeline.from_pretrained("{folder}")
-images = pipeline(num_images=16).images  # {steps} steps
-
-pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
-    pipeline.scheduler.config, algorithm_type="sde-dpmsolver++"
-)
-images = pipeline(num_images=16).images  # 50 steps""",
-    "dpm_solver": """from diffusers import DDPMScheduler
-from fq_ldm import FQLDMPipeline
-
-pipeline = FQLDMPipeline.from_pretrained("{folder}")
-images = pipeline(num_images=16).images  # 50 steps of DPM-Solver++
-
-pipeline.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
-images = pipeline(num_images=16).images  # {steps} steps, as in the paper""",
-}
 
 
 def make_loss(vae: TokenAutoencoder, scheduler: DDPMScheduler, ldm: LDMConfig, flip: bool, num_classes: int):
@@ -112,6 +91,8 @@ def finish(pipeline: FQLDMPipeline, ldm: LDMConfig, config: TrainingConfig, metr
     save_metrics(folder, metrics)
     parameters = sum(p.numel() for p in pipeline.unet.parameters())
     channels, height, width = pipeline.vqvae.diffusion_latent_shape
+    names = pipeline.config.class_names
+    other_scheduler = "DDPMScheduler" if ldm.save_scheduler == "dpm_solver" else "DPMSolverMultistepScheduler"
     save_card(
         folder,
         title=f"FQ-LDM on {Path(options['dataset']).name}",
@@ -119,13 +100,15 @@ def finish(pipeline: FQLDMPipeline, ldm: LDMConfig, config: TrainingConfig, metr
         f"parameters on {channels}x{height}x{width} latents, {pipeline.vqvae.bits_per_image:.0f} bits per image. "
         f"The samples are not selected; {ldm.preview_inference_steps} steps of DPM-Solver++.",
         picture="samples.png",
-        usage=USAGE[ldm.save_scheduler].format(folder=folder.name, steps=ldm.num_train_timesteps),
+        usages=pipeline_usages(model_name(folder, options), other_scheduler, ldm.num_train_timesteps, names),
         metrics={**metrics, "bits_per_image": pipeline.vqvae.bits_per_image, "unet_parameters": parameters},
         options=options,
         script="train_ldm",
         limits="For research on generative models. Samples are not filtered; what is rare in the "
         "data is rarer in them. They show nobody and nothing real: do not pass them off as such.",
         pipeline_tag=None if pipeline.num_classes else "unconditional-image-generation",
+        class_names=names,
+        base_model=ldm.vae,
     )
     if config.push_to_hub:
-        push_to_hub(config)
+        push_to_hub(config, options)

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed
 
 from ..atomic import replacing
+from ..cards import check_hub
 from ..distributed import processes
 from ..options import DataError, TrainingConfig, UserError, to_yaml
 from .checkpoint import check_same_run, checkpoints
@@ -45,7 +46,8 @@ def start_run(config: TrainingConfig, options: dict) -> None:
     """Print the resolved configuration and save it in the output folder.
 
     Raises:
-        UserError: if the folder holds another model, or checkpoints of a run with other options.
+        UserError: if the folder holds another model, or checkpoints of a run with other options; if the result cannot
+            be uploaded where it is to be.
         DataError: if it cannot be written.
     """
     folder = Path(config.output_dir)
@@ -60,6 +62,8 @@ def start_run(config: TrainingConfig, options: dict) -> None:
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise DataError(f"{saved}: cannot be read ({' '.join(str(error).split())})") from error
         check_same_run(folder, old if isinstance(old, dict) else {}, options)
+    if not config.dry_run:
+        check_hub(config)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(saved) as file:

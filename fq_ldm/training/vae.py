@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..cards import display_scale, push_to_hub, save_card, save_grid, save_metrics
+from ..cards import display_scale, model_name, push_to_hub, save_card, save_grid, save_metrics, vae_usages
 from ..data import ImageDataset
 from ..distributed import merge, my_batches
 from ..metrics import evaluate_reconstruction, pixel_variance
@@ -90,9 +90,7 @@ def finish(model: TokenAutoencoder, metrics: dict, shown: torch.Tensor, config: 
         summary=f"{model.config.num_tokens} tokens from {model.config.num_vq_embeddings} "
         f"codes, {model.bits_per_image:.0f} bits per image. Above, held-out images; below, their reconstructions.",
         picture="reconstructions.png",
-        usage=f'from fq_ldm import load_vae\n\nmodel = load_vae("{folder.name}")\n'
-        "tokens = model.tokenize(images)  # images (B, c, H, W) in [-1, 1] -> (B, U)\n"
-        "reconstructions = model.detokenize(tokens)",
+        usages=vae_usages(model_name(folder, options)),
         metrics=metrics,
         options=options,
         script="train_vae",
@@ -100,4 +98,4 @@ def finish(model: TokenAutoencoder, metrics: dict, shown: torch.Tensor, config: 
         "Reconstructions are approximate: read no text, number or identity from them.",
     )
     if config.push_to_hub:
-        push_to_hub(config)
+        push_to_hub(config, options)
