@@ -20,6 +20,7 @@ from fq_ldm.options import DataConfig, EvaluationConfig
 
 OF_EACH_DIGIT = 20
 NUM_STEPS = 50  # of DPM-Solver++
+GUIDANCE = 1.5  # of digits that are asked for
 SHOWN = 10  # of each digit, in classes.png
 
 
@@ -27,7 +28,8 @@ def generate(pipeline: FQLDMPipeline, digits: torch.Tensor | None) -> torch.Tens
     """Digits asked for, or as they come: (n, 1, 28, 28) in [0, 1], one seed each."""
     count = 10 * OF_EACH_DIGIT
     seeds = [torch.Generator().manual_seed(seed) for seed in range(count)]
-    return pipeline(count, NUM_STEPS, seeds, output_type="pt", class_labels=digits).images
+    scale = 1.0 if digits is None else GUIDANCE
+    return pipeline(count, NUM_STEPS, seeds, output_type="pt", class_labels=digits, guidance_scale=scale).images
 
 
 def judge(classifier: Classifier, images: torch.Tensor, asked: torch.Tensor | None) -> dict:
@@ -68,6 +70,7 @@ def main(folder: Path) -> None:
             "accuracy": (digits == held_out.labels).double().mean().item(),
             "read": (probability >= CONFIDENT).double().mean().item(),
         },
+        "guidance_scale": GUIDANCE,
         "asked_for": judge(classifier, samples, asked),
         "as_they_come": judge(classifier, generate(pipeline, None), None),
     }
