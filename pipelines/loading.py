@@ -145,14 +145,20 @@ def read_index(folder: Path) -> list[str]:
         raise ValueError(f"{path} is not the index of an FQLDMPipeline ({type(error).__name__}: {error})") from error
     if found not in ("FQLDMPipeline", ["pipeline_fq_ldm", "FQLDMPipeline"]):
         raise ValueError(f"{folder} holds a pipeline of class {found}, not FQLDMPipeline")
-    files = {name: (OURS, cls.__init__.__module__.rpartition(".")[2]) for name, cls in CLASSES.items()}
     for name, component in components.items():
-        known = component[-1] in CLASSES and component[0] in files[component[-1]] if name == "vqvae" else (
-            component[0] == "diffusers"
-        )  # fmt: skip
-        if len(component) != 2 or not known:
+        if not _is_known(name, component):
             raise ValueError(f"{path}: {name} is {list(component)}, not a class of fq_ldm or diffusers")
     return list(components)
+
+
+def _is_known(name: str, component: tuple) -> bool:
+    """Whether a component of an index is a class that such a pipeline may have, in either form."""
+    if len(component) != 2 or not all(isinstance(part, str) for part in component):
+        return False
+    library, class_name = component
+    if name != "vqvae":
+        return library == "diffusers"
+    return class_name in CLASSES and library in (OURS, CLASSES[class_name].__init__.__module__.rpartition(".")[2])
 
 
 def _wanted(component: str, variant: str | None) -> list[str]:

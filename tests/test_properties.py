@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from fq_ldm import FQModel
 from fq_ldm.options import DataConfig, LDMConfig, TrainingConfig, UserError, VAEConfig, parse_config
-from fq_ldm.pipelines.pipeline_fq_ldm import _check_index
+from fq_ldm.pipelines.loading import read_index
 from fq_ldm.quantization import BankTokens, InterleavedTokens
 from fq_ldm.spectrum import pack_spectrum, spectral_resize, unpack_spectrum
 
@@ -136,8 +136,13 @@ INDEX = {
     "unet": ["diffusers", "UNet2DModel"],
     "scheduler": ["diffusers", "DDPMScheduler"],
 }
+OWN_CODE = {**INDEX, "_class_name": ["pipeline_fq_ldm", "FQLDMPipeline"], "vqvae": ["fq_model", "FQModel"]}
 changes = st.dictionaries(st.sampled_from([*INDEX, "more"]), values, max_size=3)
-indices = changes.map(lambda c: json.dumps({**INDEX, **c})) | values.map(json.dumps) | st.text(max_size=60)
+indices = (
+    st.tuples(st.sampled_from([INDEX, OWN_CODE]), changes).map(lambda pair: json.dumps({**pair[0], **pair[1]}))
+    | values.map(json.dumps)
+    | st.text(max_size=60)
+)
 
 
 @cases(60, 1200)
@@ -147,13 +152,14 @@ def test_any_index_is_read_or_refused(tmp_path_factory, text):
     folder = tmp_path_factory.getbasetemp()
     (folder / "model_index.json").write_text(text, encoding="utf-8", errors="surrogatepass")
     try:
-        _check_index(folder)
+        assert read_index(folder) == ["vqvae", "unet", "scheduler"]
     except (OSError, ValueError) as error:
         assert str(error)
     else:
         index = json.loads(text)
-        assert index["_class_name"] == "FQLDMPipeline"
-        assert all(index[name][0] in ("fq_ldm", "diffusers") for name in ("vqvae", "unet", "scheduler"))
+        assert index["_class_name"] in ("FQLDMPipeline", ["pipeline_fq_ldm", "FQLDMPipeline"])
+        assert index["vqvae"] in (["fq_ldm", "FQModel"], ["fq_model", "FQModel"])
+        assert index["unet"][0] == "diffusers" == index["scheduler"][0]
 
 
 @pytest.mark.slow
