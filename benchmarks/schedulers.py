@@ -13,8 +13,8 @@ import time
 import diffusers
 import torch
 from diffusers import SchedulerMixin
+from faces import MTCNN_PROBABILITY, cascade_finds, mtcnn_probabilities, prepare
 
-from benchmarks.faces import MTCNN_PROBABILITY, cascade_finds, mtcnn_probabilities, prepare
 from fq_ldm import FQLDMPipeline
 from fq_ldm.pipelines import pipeline_fq_ldm
 

@@ -231,10 +231,12 @@ HARM = {
         lambda p: (p / "model_index.json").write_text(
             (p / "model_index.json").read_text().replace("FQLDMPipeline", "DDPMPipeline")
         ),
-        "holds a pipeline of class DDPMPipeline",
+        "holds a pipeline of class ['pipeline_fq_ldm', 'DDPMPipeline'], not FQLDMPipeline",
     ),
     "another library": (
-        lambda p: (p / "model_index.json").write_text((p / "model_index.json").read_text().replace("fq_ldm", "os")),
+        lambda p: (p / "model_index.json").write_text(
+            (p / "model_index.json").read_text().replace('"fq_model"', '"os"')
+        ),
         "vqvae is ['os', 'FQModel'], not a class of fq_ldm or diffusers",
     ),
     "no unet": (lambda p: [f.unlink() for f in (p / "unet").iterdir()], "cannot be loaded"),
@@ -303,8 +305,12 @@ def test_a_card_escapes_what_came_from_outside(tmp_path):
     from fq_ldm.cards import save_card
 
     name = "cats\n---\ntags: [evil]\n# <script>alert(1)</script> | `x` ![](http://example.org/x.png)"
-    options = {"dataset": name, "train_split": "train", "resolution": [8], "card_notes": name}
-    save_card(tmp_path, f"FQ-VAE on {name}", "Summary.", "a.png", "pass", {"mse": 0.5}, options, "train_vae", "None.")
+    options = {"dataset": name, "train_split": "train", "validation_split": None, "resolution": [8], "card_notes": name}
+    options["card_license"] = "mit"
+    save_card(
+        tmp_path, f"FQ-VAE on {name}", "Summary.", "a.png", {"So:": "pass"}, {"mse": 0.5}, options, "train_vae",
+        "None.", class_names=[name],
+    )  # fmt: skip
     card = (tmp_path / "README.md").read_text()
     front, body = card.split("---\n", 2)[1:]
     assert "evil" not in front
@@ -321,7 +327,7 @@ def test_a_run_writes_into_its_folder_alone_and_no_tokens(folder, tmp_path, call
     monkeypatch.setenv("WANDB_API_KEY", secret)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     before = {path for path in tmp_path.rglob("*") if path.is_file()}
-    options = {**COLOR, "report_to": "tensorboard", "hub_model_id": "../../escaped", "card_notes": "../notes"}
+    options = {**COLOR, "report_to": "tensorboard", "hub_model_id": "../escaped", "card_notes": "../notes"}
     status, output, errors = call(train_vae.main, **options, dataset=folder, max_train_steps=1)
     assert status == 0, errors
     written = {path for path in tmp_path.rglob("*") if path.is_file()} - before

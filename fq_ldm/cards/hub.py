@@ -72,8 +72,8 @@ def push_to_hub(config: TrainingConfig, options: dict) -> None:
 
 
 def public(options: dict) -> dict:
-    """Options as others may see them: of paths of this machine, the last name."""
-    return {name: _public(value) for name, value in options.items()}
+    """Options as others may see them: of paths of this machine, the last name. Notes are prose, and stay."""
+    return {name: value if name == "card_notes" else _public(value) for name, value in options.items()}
 
 
 def _public(value):
