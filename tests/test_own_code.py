@@ -154,6 +154,7 @@ def test_modules_that_cannot_be_joined_are_refused(tmp_path, monkeypatch):
             bundle(f"joined.{name}", "1")
 
 
+@pytest.mark.slow
 def test_export_is_checked_in_a_process_without_the_package(model, tmp_path, capsys):
     untrained_pipeline(model, 100).save_pretrained(tmp_path / "run")
     (tmp_path / "run" / "README.md").write_text('---\n---\nFQLDMPipeline.from_pretrained("run", x=1)\n')
@@ -175,6 +176,8 @@ def test_export_is_checked_in_a_process_without_the_package(model, tmp_path, cap
 def test_an_fq_vae_is_exported_too(model, images, tmp_path):
     model.save_pretrained(tmp_path / "run")
     export.main([str(tmp_path / "run"), str(tmp_path / "out")])
+    with pytest.raises(UserError, match="is not empty"):
+        export.main([str(tmp_path / "run"), str(tmp_path / "out")])
     assert torch.equal(load_vae(tmp_path / "out").tokenize(images), model.tokenize(images))
     assert (tmp_path / "out" / "fq_model.py").is_file()
 
