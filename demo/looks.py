@@ -11,6 +11,8 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from PIL import Image, ImageOps
 
 from fq_ldm import FQLDMPipeline
+from fq_ldm.data import to_tensor
+from fq_ldm.metrics import psnr, to_uint8
 
 SHOWN = 256  # pixels, at least, of the longer side of a picture
 PREVIEWS = 5  # pictures on the way to a sample
@@ -84,11 +86,10 @@ class Looks:
         pixels = self._fit(image)
         tokens = self.vae.tokenize(pixels)
         decoded = self.vae.detokenize(tokens).clamp(-1, 1)
-        error = (((decoded - pixels) / 2).square().mean()).item()
+        quality = psnr((decoded + 1) / 2, (pixels + 1) / 2).item()
         raw = 8 * pixels.numel()
         bits = self.vae.bits_per_image
-        psnr = math.inf if error == 0 else -10 * math.log10(error)
-        words = f"{bits:.0f} bits in place of {raw}: {raw / bits:.0f} times fewer. PSNR {psnr:.1f} dB."
+        words = f"{bits:.0f} bits in place of {raw}: {raw / bits:.0f} times fewer. PSNR {quality:.1f} dB."
         return (*map(enlarge, to_pictures(torch.cat([pixels, decoded]))), self.draw_tokens(tokens), words)
 
     def draw_tokens(self, tokens: torch.Tensor) -> Image.Image:
@@ -108,7 +109,7 @@ class Looks:
         lacking[:, token] = 0  # the mean over the training images
         before, after = self._images(whole), self._images(lacking)
         change = after - before
-        changed = ((after - before).abs() > 1 / 127.5).any(1).float().mean().item()
+        changed = (change.abs() > 1 / 127.5).any(1).float().mean().item()
         stretched = change / change.abs().amax().clamp(min=1e-6)
         words = f"Without token {token}, {changed:.0%} of the pixels change: it is nowhere, and everywhere."
         return (*map(enlarge, to_pictures(torch.cat([before, after, stretched]))), words)
@@ -140,9 +141,7 @@ class Looks:
         """An image of any size -> (1, c, H, W) in [-1, 1], its middle."""
         height, width = self.vae.sample_size
         image = ImageOps.exif_transpose(image).convert("L" if self.vae.config.in_channels == 1 else "RGB")
-        array = np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS), np.float32)
-        tensor = torch.from_numpy(array / 127.5 - 1)
-        return (tensor[None] if tensor.ndim == 2 else tensor.permute(2, 0, 1))[None].to(self.vae.device)
+        return to_tensor(ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS))[None].to(self.vae.device)
 
     def _quantized(self, image: Image.Image) -> torch.Tensor:
         """The quantized tokens (1, U, m) of an image."""
@@ -160,7 +159,7 @@ class Looks:
 
 def to_pictures(images: torch.Tensor) -> list[Image.Image]:
     """Images (n, c, H, W) in [-1, 1] -> pictures."""
-    pixels = ((images.float().cpu() + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    pixels = to_uint8(images).cpu().permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(each.squeeze(-1) if each.shape[-1] == 1 else each) for each in pixels]
 
 

@@ -10,13 +10,12 @@ from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed
 
 from ..atomic import replacing
-from ..cards import check_hub
+from ..cards import CONFIG_FILE, check_hub
 from ..distributed import processes
 from ..options import DataError, TrainingConfig, UserError, to_yaml
 from .checkpoint import check_same_run, checkpoints
 from .sharding import check_sharding
 
-CONFIG_FILE = "training_config.yaml"
 MODEL_FILES = ("config.json", "model_index.json")  # of diffusers
 
 
