@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HTTPError
 
 from fq_ldm.models import CLASSES
 from fq_ldm.models.loading import INDEX_FILE, fetch_index
@@ -63,7 +64,7 @@ class PackageLoading:
         The arguments are those of `DiffusionPipeline.download`; components that are given are not downloaded.
 
         Raises:
-            OSError: if there is no such repository, or it cannot be reached.
+            OSError: if there is no such repository, it cannot be reached, or the connection breaks again and again.
             ValueError: if it holds a pipeline of another kind.
         """
         if kwargs.get("proxies"):
@@ -80,7 +81,14 @@ class PackageLoading:
         patterns = [INDEX_FILE, "README.md", "samples.png"]
         for component in components:
             patterns += _wanted(component, variant if component in having else None)
-        return snapshot_download(pretrained_model_name, revision=folder.name, allow_patterns=patterns, **hub)
+        try:
+            return snapshot_download(pretrained_model_name, revision=folder.name, allow_patterns=patterns, **hub)
+        except OSError:  # an answer of the Hub, which says what is wrong
+            raise
+        except HTTPError as error:
+            raise OSError(
+                f"{pretrained_model_name}: the download broke off ({error}); call it again: it goes on from there"
+            ) from error
 
     @classmethod
     def load_config(cls, pretrained_model_name_or_path, **kwargs):

@@ -26,10 +26,12 @@ class FakeHub:
         repositories: name -> {"private": bool, "commits": {sha: {path: oid}}, "head": sha}
         blobs: oid -> bytes
         asked: (method, path) of every request
+        breaks: end of a path -> how many of the next transfers of such files break off in the middle; of those that
+            begin after the first byte, at once
     """
 
     def __enter__(self):
-        self.repositories, self.blobs, self.asked = {}, {}, []
+        self.repositories, self.blobs, self.asked, self.breaks = {}, {}, [], {}
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -50,12 +52,18 @@ class FakeHub:
                     headers = {"X-Error-Code": code, "X-Error-Message": message}
                     content = {"error": message, **({"url": url[0]} if url else {})}
                 data = content if isinstance(content, bytes) else json.dumps(content).encode()
+                start = int((self.headers.get("range") or "bytes=0-")[len("bytes=") :].partition("-")[0])
+                if start and status == 200:
+                    status, headers = 206, {**headers, "Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
                 self.send_response(status)
-                for key, value in {**headers, "Content-Length": str(len(data))}.items():
+                for key, value in {**headers, "Content-Length": str(len(data) - start)}.items():
                     self.send_header(key, value)
                 self.end_headers()
-                if self.command != "HEAD":
-                    self.wfile.write(data)
+                if self.command == "HEAD":
+                    return
+                broken = hub.breaking(path)
+                self.wfile.write(data[start : len(data) // 2 if broken else None])
+                self.close_connection |= broken
 
             do_GET = do_HEAD = do_POST = do_PUT = answer
 
@@ -68,6 +76,14 @@ class FakeHub:
     def __exit__(self, *exception):
         self._server.shutdown()
         self._server.server_close()
+
+    def breaking(self, path: str) -> bool:
+        """Whether this transfer breaks off."""
+        for end, left in self.breaks.items():
+            if path.endswith(end) and left:
+                self.breaks[end] -= 1
+                return True
+        return False
 
     def files(self, name: str) -> dict[str, bytes]:
         """What a repository holds now."""
@@ -158,6 +174,8 @@ class FakeHub:
         return {"transfer": "basic", "objects": objects}
 
     def _lfs(self, oid, verify, body, user):
+        if self.breaking("/_lfs"):
+            raise Refusal(500, "", "Internal Server Error")
         if not verify:
             assert self._store(body) == oid
         return {}

@@ -176,3 +176,43 @@ def test_evaluation_takes_names_of_the_hub(hub, pushed, image_folder, tmp_path):
         flags += ["--validation_size", 8, "--num_samples", 4, "--num_inference_steps", 2, "--output_dir", "out"]
         result = run(hub, tmp_path, ROOT / "evaluate.py", *flags, "--metrics", *metrics)
         assert result.returncode == 0, result.stderr
+
+
+def test_downloads_that_break_off_go_on_where_they_were(hub, pushed, tmp_path):
+    folder, _ = pushed
+    code = """
+        import torch
+        from fq_ldm import FQLDMPipeline
+        pipeline = FQLDMPipeline.from_pretrained({name!r})
+        images = pipeline(num_images=4, num_inference_steps=2, generator=torch.Generator().manual_seed(0)).images
+        """
+    online = textwrap.dedent(code.format(name="ann/digits")) + SHOW
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    try:
+        hub.breaks = {weights: 1000}
+        result = run(hub, tmp_path, "-c", online)
+        assert "OSError: ann/digits: the download broke off" in result.stderr.splitlines()[-1]
+        hub.breaks = {weights: 2, "vqvae/config.json": 1}
+        result = run(hub, tmp_path, "-c", online)  # what has come so far is no model, and is not fetched again
+        assert result.returncode == 0, result.stderr
+    finally:
+        hub.breaks = {}
+    local = run(hub, tmp_path, "-c", textwrap.dedent(code.format(name=str(folder / "pipeline"))) + SHOW)
+    assert result.stdout == local.stdout and len(local.stdout) == 65
+
+
+def test_uploads_that_fail_are_made_up_for_by_the_same_command(hub, image_folder, tmp_path):
+    options = dict(**VAE_OPTIONS, dataset=image_folder, output_dir="vae", max_train_steps=2, report_to="none")
+    # Another seed than that of `pushed`, or the Hub would have these weights already.
+    flags = to_flags(dict(**options, seed=7, push_to_hub=True, hub_model_id="ann/late"))
+    try:
+        hub.breaks = {"/_lfs": 1000}
+        result = run(hub, tmp_path, ROOT / "train_vae.py", *flags)
+        assert result.returncode == 1 and "Traceback" not in result.stderr
+        assert "push_to_hub: the upload failed" in result.stderr and "config.json" not in hub.files("ann/late")
+    finally:
+        hub.breaks = {}
+    result = run(hub, tmp_path, ROOT / "train_vae.py", *flags)
+    assert result.returncode == 0, result.stderr
+    weights = "diffusion_pytorch_model.safetensors"
+    assert hub.files("ann/late")[weights] == (tmp_path / "vae" / weights).read_bytes()

@@ -64,7 +64,7 @@ def push_to_hub(config: TrainingConfig, options: dict) -> None:
     try:
         repository = _repository(HfApi(), config)
         commit = HfApi().create_commit(repository, operations, commit_message=f"Upload {folder.name}")
-    except (HfHubHTTPError, OfflineModeIsEnabled, HTTPError, OSError) as error:
+    except (HfHubHTTPError, OfflineModeIsEnabled, HTTPError, OSError, RuntimeError) as error:  # the last: of one file
         raise DataError(
             f"push_to_hub: the upload failed ({_line(error)}); {folder} has everything: run the same command again"
         ) from error
