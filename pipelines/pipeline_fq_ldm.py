@@ -73,8 +73,14 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
 
     @classmethod
     def from_pipe(cls, pipeline: "FQLDMPipeline", **kwargs) -> "FQLDMPipeline":
-        """A pipeline with the components and options of another; arguments of `__init__` replace them."""
-        return cls(**{**pipeline.components, **pipeline.options, **kwargs})
+        """A pipeline with the components and options of another; arguments of `__init__` replace them.
+
+        The same UNet knows the same noise schedule: a scheduler with another one is refused as it would be there.
+        """
+        made = cls(**{**pipeline.components, **pipeline.options, **kwargs})
+        if made.unet is pipeline.unet:
+            made._trained_schedule = pipeline._trained_schedule
+        return made
 
     def with_code(self, config: dict, module: str) -> dict:
         """The index with the files that diffusers finds the pipeline's and the FQ-VAE's code in."""

@@ -68,7 +68,7 @@ def test_the_scheduler_decides_how_many_steps_by_default(pipeline):
         (DDIMScheduler(num_train_timesteps=20, clip_sample=False), 20),
     ):
         steps.clear()
-        FQLDMPipeline.from_pipe(pipeline, scheduler=scheduler)(1, callback_on_step_end=count)
+        FQLDMPipeline(pipeline.vqvae, pipeline.unet, scheduler)(1, callback_on_step_end=count)
         assert len(steps) == expected
 
 
@@ -243,3 +243,6 @@ def test_the_words_of_diffusers(pipeline):
 def test_a_pipe_of_a_pipe(pipeline):
     other = FQLDMPipeline.from_pipe(pipeline, quantize_samples=False)
     assert other.vqvae is pipeline.vqvae and other.unet is pipeline.unet and not other.config.quantize_samples
+    foreign = DDIMScheduler.from_config(pipeline.scheduler.config, num_train_timesteps=20)
+    with pytest.raises(ValueError, match="num_train_timesteps 20, but the UNet was trained with 1000"):
+        FQLDMPipeline.from_pipe(pipeline, scheduler=foreign)(1, 2)
