@@ -6,6 +6,8 @@ from conftest import smooth_images
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from test_pipeline import seeds
 
+from fq_ldm.pipelines.known_images import KnownImages
+
 SCHEDULERS = [DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler]
 
 
@@ -52,6 +54,20 @@ def test_known_pixels_are_kept_and_the_others_made(pipeline, given, scheduler):
     assert (images - given)[..., 6:].abs().mean() > 0.01
     other = pipeline(4, 10, seeds(4, 5, 6, 7), output_type="pt", image=given, mask_image=mask).images
     assert not torch.equal(other[..., 6:], images[..., 6:])
+
+
+def test_known_pixels_leave_no_seam(pipeline, given):
+    """What decoded latents miss by the same everywhere is made up for at the seam, and far from it is left alone."""
+    mask = torch.zeros(1, 1, 8, 12)
+    mask[..., 6:] = 1
+    known = KnownImages(pipeline.vqvae, given, mask, 4, True, torch.device("cpu"), torch.float32)
+    darker = given.clamp(0.2, 0.8) - 0.1
+    known.pixels = given.clamp(0.2, 0.8)
+    kept = known.keep_pixels(darker)
+    assert torch.equal(kept[..., :6], known.pixels[..., :6])
+    torch.testing.assert_close(kept[..., 6] - darker[..., 6], torch.full_like(kept[..., 6], 0.1), rtol=0, atol=0.04)
+    torch.testing.assert_close(kept[..., 8:], darker[..., 8:])
+    assert torch.equal(known.keep_pixels(known.pixels), known.pixels)
 
 
 def test_nothing_to_make_gives_the_images_back(pipeline, given):
