@@ -61,6 +61,26 @@ def test_a_trajectory_ends_at_the_sample(draw):
     assert np.abs(rows[:, 0] - samples[:, 0]).mean() > 1
 
 
+def test_the_division_of_work(pipeline, images, tmp_path, monkeypatch):
+    """Parts that are linear hold no frequency that tokens do not hold; the last part is what the pipeline samples."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    names = runpy.run_path(str(EXAMPLES / "division.py"))
+    model = FQModel(**{**TINY, "sample_size": 16, "spectral_crop": 8})
+    model.initialize_(torch.nn.functional.interpolate(images, (16, 16)) / 2)
+    pipeline = untrained_pipeline(model.eval(), 20)
+    given = torch.nn.functional.interpolate(images[:6], (16, 16)) / 2
+    parts = names["divide"](pipeline, given, 3)
+    assert list(parts)[0] == "images" and all(part.shape == (6, 3, 16, 16) for part in parts.values())
+    for name in ("what their tokens hold", "what the UNet makes"):
+        raw = torch.fft.fft2(parts[name] - parts[name].mean((-2, -1), keepdim=True)).abs()
+        inside = (parts[name] > 0).flatten(1).all(1) & (parts[name] < 1).flatten(1).all(1)  # not clipped
+        assert inside.any() and raw[inside][..., 5:12, 5:12].max() < 1e-3 * raw[inside].max()
+    seeds = [torch.Generator().manual_seed(seed) for seed in range(6)]
+    torch.testing.assert_close(parts["what the decoder paints"], pipeline(6, 3, seeds, output_type="pt").images)
+    names["draw"](parts, 8, tmp_path / "division.png")
+    assert Image.open(tmp_path / "division.png").width == 810
+
+
 @pytest.fixture
 def script():
     """The functions of examples/tokens.py."""
