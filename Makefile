@@ -4,6 +4,7 @@ INSTALLED := $(VENV)/.installed
 LAUNCH := $(VENV)/bin/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no \
 	--dynamo_backend no --num_cpu_threads_per_process $(shell nproc)
 QUICKSTART := runs/quickstart
+SPACE := build/space
 
 .DEFAULT_GOAL := help
 .PHONY: help install quickstart demo space test test-slow lint
@@ -27,14 +28,15 @@ demo: $(INSTALLED)  ## a page to try the shipped pipeline on, at http://127.0.0.
 	$(VENV)/bin/python app.py
 
 space:  ## the same page as a Hugging Face Space, in build/space
-	rm -rf build/space
-	mkdir -p build/space/checkpoints
-	cp -r spaces/. app.py demo fq_ldm build/space
-	cp -r pipelines configs build/space/fq_ldm
-	cp -r checkpoints/celeba64 build/space/checkpoints
+	rm -rf $(SPACE)
+	mkdir -p $(SPACE)/checkpoints
+	cp -r spaces/. app.py demo fq_ldm $(SPACE)
+	cp -r pipelines configs $(SPACE)/fq_ldm
+	cp -r checkpoints/celeba64 $(SPACE)/checkpoints
 
+# Most tests are too small for several threads: a process for each core, of one thread each, is twice as fast.
 test: $(INSTALLED)  ## the fast tests
-	$(VENV)/bin/python -m pytest tests -m "not slow"
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests -m "not slow" --numprocesses auto --dist loadfile
 
 test-slow: $(INSTALLED)  ## the long ones
 	$(VENV)/bin/python -m pytest tests -m slow
