@@ -14,8 +14,8 @@ from fq_ldm import FQLDMPipeline
 from fq_ldm.cards import save_grid, save_metrics
 from fq_ldm.data import load_images
 from fq_ldm.diffusion import fast_scheduler
-from fq_ldm.evaluation import train_judge
-from fq_ldm.metrics.classifier import CONFIDENT, Classifier
+from fq_ldm.evaluation import judge_classes, train_judge
+from fq_ldm.metrics.classifier import CONFIDENT
 from fq_ldm.options import DataConfig, EvaluationConfig
 
 OF_EACH_DIGIT = 20
@@ -32,47 +32,32 @@ def generate(pipeline: FQLDMPipeline, digits: torch.Tensor | None) -> torch.Tens
     return pipeline(count, NUM_STEPS, seeds, output_type="pt", class_labels=digits, guidance_scale=scale).images
 
 
-def judge(classifier: Classifier, images: torch.Tensor, asked: torch.Tensor | None) -> dict:
-    """How many digits the classifier reads, as which, and how many as the digit asked for."""
-    digits, probability, _ = classifier.judge(images * 2 - 1)
-    read = probability >= CONFIDENT
-    report = {
-        "count": len(images),
-        "read": read.double().mean().item(),
-        "read_as": torch.bincount(digits, minlength=10).tolist(),
-    }
-    if asked is not None:
-        agree = (read & (digits == asked)).double()
-        report["read_as_asked"] = agree.mean().item()
-        report["read_as_asked_by_digit"] = [agree[asked == digit].mean().item() for digit in range(10)]
-    return report
-
-
 def main(folder: Path) -> None:
     pipeline = FQLDMPipeline.from_pretrained(folder / "pipeline")
     pipeline.scheduler = fast_scheduler(pipeline.scheduler)
     data = DataConfig(dataset="digits", channels=1, resolution=[28], validation_size=500, label_column="label")
     train_images, held_out = load_images(data)
     classifier = train_judge(train_images, EvaluationConfig(), mirrored=False, device=torch.device("cpu"))
-    digits, probability, _ = classifier.judge(torch.stack(list(held_out)))
+    real = classifier.judge(torch.stack(list(held_out)))
+    names = held_out.class_names
 
-    asked = torch.arange(10).repeat_interleave(OF_EACH_DIGIT)
+    def judge(samples: torch.Tensor, asked: torch.Tensor | None) -> dict:
+        judged = {"images": real, "samples": classifier.judge(samples * 2 - 1)}
+        results, of_each = judge_classes(judged, held_out.labels, asked, names)
+        return {"count": len(samples), **results, "of_each_class": of_each}
+
+    asked = torch.arange(len(names)).repeat_interleave(OF_EACH_DIGIT)
     print(f"generating {len(asked)} digits that are asked for")
     samples = generate(pipeline, asked)
-    rows = samples.unflatten(0, (10, OF_EACH_DIGIT))[:, :SHOWN].flatten(0, 1)
+    rows = samples.unflatten(0, (len(names), OF_EACH_DIGIT))[:, :SHOWN].flatten(0, 1)
     save_grid(rows, folder / "classes.png", SHOWN, scale=3)
     shutil.copy(folder / "vae" / "reconstructions.png", folder)
     print(f"generating {len(asked)} digits as they come")
-    metrics = json.loads((folder / "vae" / "metrics.json").read_text())
     report = {
-        "reconstruction": metrics,
-        "classifier_on_held_out_digits": {
-            "accuracy": (digits == held_out.labels).double().mean().item(),
-            "read": (probability >= CONFIDENT).double().mean().item(),
-        },
+        "reconstruction": json.loads((folder / "vae" / "metrics.json").read_text()),
         "guidance_scale": GUIDANCE,
-        "asked_for": judge(classifier, samples, asked),
-        "as_they_come": judge(classifier, generate(pipeline, None), None),
+        "asked_for": judge(samples, asked),
+        "as_they_come": judge(generate(pipeline, None), None),
     }
     save_metrics(folder, report)
     show(report)
@@ -81,14 +66,15 @@ def main(folder: Path) -> None:
 
 def show(report: dict) -> None:
     """Print the report in a few lines."""
-    metrics, real = report["reconstruction"], report["classifier_on_held_out_digits"]
+    metrics, asked, free = report["reconstruction"], report["asked_for"], report["as_they_come"]
     codes = f"{metrics['codes_used']} codes used, perplexity {metrics['perplexity']:.0f}"
     print(f"held-out digits: SSIM {metrics['ssim']:.4f}, PSNR {metrics['psnr']:.2f} dB, {codes}")
-    print(f"classifier: {real['accuracy']:.1%} of held-out digits right, {real['read']:.1%} read with p >= {CONFIDENT}")
-    asked, free = report["asked_for"], report["as_they_come"]
-    print(f"asked for: {asked['read_as_asked']:.1%} of {asked['count']} read as the digit asked for")
-    print("of each digit, 0 to 9: " + " ".join(f"{share:.0%}" for share in asked["read_as_asked_by_digit"]))
-    print(f"as they come: {free['read']:.1%} of {free['count']} read, as 0 to 9: {' '.join(map(str, free['read_as']))}")
+    right, read = asked["classifier_accuracy"], asked["images_read"]
+    print(f"classifier: {right:.1%} of held-out digits right, {read:.1%} read with p >= {CONFIDENT}")
+    print(f"asked for: {asked['agreement_read']:.1%} of {asked['count']} read as the digit asked for")
+    print("of each digit, 0 to 9: " + " ".join(f"{share:.0%}" for share in asked["of_each_class"]["agreement_read"]))
+    read_as = " ".join(map(str, free["of_each_class"]["samples_read_as"]))
+    print(f"as they come: {free['samples_read']:.1%} of {free['count']} read, as 0 to 9: {read_as}")
 
 
 if __name__ == "__main__":

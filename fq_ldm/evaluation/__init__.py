@@ -1,6 +1,6 @@
 """What `evaluate.py` is made of."""
 
-from .classes import train_judge
+from .classes import judge_classes, train_judge
 from .inputs import check_images, choose_images, chosen_metrics, load_model
 from .networks import load_pair_metrics
 from .report import PROTOCOL, save_report
@@ -14,6 +14,7 @@ __all__ = [
     "chosen_metrics",
     "evaluate_pipeline",
     "evaluate_vae",
+    "judge_classes",
     "load_model",
     "load_pair_metrics",
     "save_report",
