@@ -9,6 +9,8 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 Images = PIL.Image.Image | np.ndarray | torch.Tensor | list
+ENCODE_BATCH_SIZE = 64
+FROM_THE_START = ("LMSDiscreteScheduler", "PNDMScheduler")
 
 
 class KnownImages:
@@ -20,7 +22,7 @@ class KnownImages:
         mask_image: the same of one channel: 1, or white, where pixels are made anew; None to keep none.
         num_images: how many are made.
         quantize: take quantized latents, as the UNet has learnt them.
-        device, dtype: of the latents.
+        device: of the latents.
 
     Raises:
         ValueError: if images or masks do not fit the model, one another or the number of images.
@@ -34,29 +36,40 @@ class KnownImages:
         num_images: int,
         quantize: bool,
         device: torch.device,
-        dtype: torch.dtype,
     ):
         channels = vqvae.config.in_channels
         self.pixels = _as_tensor("image", image, channels, vqvae.sample_size, num_images).to(device)
-        encoded = vqvae.encode((self.pixels * 2 - 1).to(vqvae.dtype)).latents
-        encoded = vqvae.quantize_latents(encoded).latents if quantize else vqvae.project_latents(encoded)
-        self.latents = vqvae.to_diffusion_latents(encoded).to(dtype)
+        parts = []
+        for part in self.pixels.split(ENCODE_BATCH_SIZE):
+            encoded = vqvae.encode((part * 2 - 1).to(vqvae.dtype)).latents
+            encoded = vqvae.quantize_latents(encoded).latents if quantize else vqvae.project_latents(encoded)
+            parts.append(vqvae.to_diffusion_latents(encoded))
+        self.latents = _for_each(torch.cat(parts), num_images)
+        self.pixels = _for_each(self.pixels, num_images)
         self.mask = self.latent_mask = None
         if mask_image is not None:
             if vqvae.config.diffusion_layout != "spatial":
                 raise ValueError("mask_image: diffusion latents that are Fourier coefficients have no places to keep")
-            self.mask = _as_tensor("mask_image", mask_image, 1, vqvae.sample_size, num_images).to(device)
+            mask = _as_tensor("mask_image", mask_image, 1, vqvae.sample_size, num_images)
+            self.mask = _for_each(mask.to(device), num_images)
             # Latents take part in what lies around them: those that see any pixel to be made are made.
-            size = self.latents.shape[-2:]
-            self.latent_mask = F.adaptive_max_pool2d(self.mask, size).to(dtype)
+            self.latent_mask = F.adaptive_max_pool2d(self.mask, self.latents.shape[-2:])
 
     def start(
         self, scheduler: SchedulerMixin, noise: torch.Tensor, strength: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The timesteps from `strength` of the noise on, and the latents noised to the first of them."""
+        """The timesteps from `strength` of the noise on, and the latents noised to the first of them.
+
+        Raises:
+            ValueError: for a scheduler that cannot begin between its steps.
+        """
         order = getattr(scheduler, "order", 1)
         steps = len(scheduler.timesteps) // order
         first = (steps - min(int(round(steps * strength)), steps)) * order
+        if first and type(scheduler).__name__ in FROM_THE_START:
+            raise ValueError(
+                f"strength: {type(scheduler).__name__} goes on from what it has predicted before: it must begin at 1"
+            )
         timesteps = scheduler.timesteps[first:]
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(first)
@@ -98,7 +111,7 @@ def _blur(images: torch.Tensor) -> torch.Tensor:
 
 
 def _as_tensor(name: str, images: Images, channels: int, size: tuple[int, int], count: int) -> torch.Tensor:
-    """Images as they may be given -> (count, channels, H, W) float32 in [0, 1]."""
+    """Images as they may be given -> (1 or count, channels, H, W) float32 in [0, 1]."""
     processor = VaeImageProcessor(
         do_resize=False, do_normalize=False, do_convert_rgb=channels == 3, do_convert_grayscale=channels == 1
     )
@@ -112,4 +125,9 @@ def _as_tensor(name: str, images: Images, channels: int, size: tuple[int, int], 
         raise ValueError(f"{name} must lie in [0, 1], not in {tensor.min():.2g} .. {tensor.max():.2g}")
     if len(tensor) not in (1, count):
         raise ValueError(f"{name}: {len(tensor)} of them for {count} images: give one, or one for each")
+    return tensor
+
+
+def _for_each(tensor: torch.Tensor, count: int) -> torch.Tensor:
+    """One, or one for each of `count` images -> one for each."""
     return tensor.expand(count, *tensor.shape[1:])

@@ -7,11 +7,14 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HTTPError
 
 from fq_ldm.models import CLASSES
 from fq_ldm.models.loading import INDEX_FILE, fetch_index
+
+from .schedules import OF_TRAINING
 
 OURS = "fq_ldm"  # the library that components are imported from, whatever file a repository brings
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token")
@@ -51,6 +54,9 @@ class PackageLoading:
         folder = name if os.path.isdir(name) else cls.download(name, **kwargs)
         read_index(Path(folder))
         pipeline = super().from_pretrained(folder, **{"use_safetensors": True, **kwargs})
+        # A scheduler that is given in place of the saved one must go through the same noise.
+        saved = json.loads((Path(folder) / "scheduler" / SCHEDULER_CONFIG_NAME).read_text())
+        pipeline._trained_schedule = {key: saved[key] for key in OF_TRAINING if key in saved}
         for component in ("vqvae", "unet"):
             # diffusers only warns of weights that a file lacks, and leaves them empty.
             if any(parameter.is_meta for parameter in getattr(pipeline, component).parameters()):
@@ -72,16 +78,16 @@ class PackageLoading:
         hub = {name: kwargs[name] for name in HUB_OPTIONS if kwargs.get(name) is not None}
         index = fetch_index(pretrained_model_name, {"revision": kwargs.get("revision"), **hub})
         folder = index.parent  # named by the commit
-        components = [name for name in read_index(folder) if name not in kwargs]
+        components = [name for name in read_index(folder) if name not in kwargs or name == "scheduler"]
         variant = kwargs.get("variant")
         having = set(components)
-        if variant and not kwargs.get("local_files_only"):
-            files = HfApi(token=kwargs.get("token")).list_repo_files(pretrained_model_name, revision=folder.name)
-            having = {file.partition("/")[0] for file in files if f"{WEIGHTS}.{variant}" in file}
         patterns = [INDEX_FILE, "README.md", "samples.png"]
-        for component in components:
-            patterns += _wanted(component, variant if component in having else None)
         try:
+            if variant and not kwargs.get("local_files_only"):
+                files = HfApi(token=kwargs.get("token")).list_repo_files(pretrained_model_name, revision=folder.name)
+                having = {file.partition("/")[0] for file in files if f"{WEIGHTS}.{variant}" in file}
+            for component in components:
+                patterns += _wanted(component, variant if component in having else None)
             return snapshot_download(pretrained_model_name, revision=folder.name, allow_patterns=patterns, **hub)
         except OSError:  # an answer of the Hub, which says what is wrong
             raise
@@ -123,8 +129,10 @@ class PackageLoading:
             dtype = self.unet.dtype
             if all((weight.half().to(dtype) == weight).all() for weight in self.unet.parameters()):
                 self.unet.half()
-            self.save_pretrained(folder, variant=variant)
-            self.unet.to(dtype)
+            try:
+                self.save_pretrained(folder, variant=variant)
+            finally:
+                self.unet.to(dtype)
             forget_paths(Path(folder))
             write_card(Path(self.config.get("_name_or_path") or "."), Path(folder), repo_id)
             message = commit_message or f"Upload {type(self).__name__}"

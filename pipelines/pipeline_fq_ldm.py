@@ -180,8 +180,8 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
             classes = (self.config.class_names, self.config.class_shares)
             labels = class_numbers(class_labels, num_images, *classes, generator).to(device)
         if latents is None:
-            latents = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
-        latents = latents.to(device, self.unet.dtype)
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        latents = latents.to(device, torch.float32)  # schedulers that count in sigmas begin beyond float16's range
 
         self.scheduler.set_timesteps(num_inference_steps or self._default_steps(), device=device)
         noise, known, timesteps = latents, None, self.scheduler.timesteps
@@ -192,7 +192,7 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
                 self.scheduler.set_begin_index(0)
         else:
             quantize = self.config.quantize_samples
-            known = KnownImages(self.vqvae, image, mask_image, num_images, quantize, device, noise.dtype)
+            known = KnownImages(self.vqvae, image, mask_image, num_images, quantize, device)
             timesteps, latents = known.start(self.scheduler, noise, strength or (0.6 if mask_image is None else 1.0))
 
         # Denoise.
@@ -200,8 +200,8 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
             if self.interrupt:
                 continue
             model_input = self.scheduler.scale_model_input(latents, t)
-            prediction = self._predict(model_input, t, labels, guidance_scale, guidance_interval)
-            latents = self.scheduler.step(prediction, t, latents, **step_kwargs).prev_sample
+            prediction = self._predict(model_input.to(self.unet.dtype), t, labels, guidance_scale, guidance_interval)
+            latents = self.scheduler.step(prediction.float(), t, latents, **step_kwargs).prev_sample
             if known is not None:
                 following = timesteps[i + 1] if i + 1 < len(timesteps) else None
                 latents = known.keep_latents(latents, self.scheduler, noise, following)

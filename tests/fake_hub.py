@@ -26,12 +26,13 @@ class FakeHub:
         repositories: name -> {"private": bool, "commits": {sha: {path: oid}}, "head": sha}
         blobs: oid -> bytes
         asked: (method, path) of every request
+        resumed: path -> the first byte asked for, of transfers that go on
         breaks: end of a path -> how many of the next transfers of such files break off in the middle; of those that
             begin after the first byte, at once
     """
 
     def __enter__(self):
-        self.repositories, self.blobs, self.asked, self.breaks = {}, {}, [], {}
+        self.repositories, self.blobs, self.asked, self.breaks, self.resumed = {}, {}, [], {}, {}
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -54,6 +55,7 @@ class FakeHub:
                 data = content if isinstance(content, bytes) else json.dumps(content).encode()
                 start = int((self.headers.get("range") or "bytes=0-")[len("bytes=") :].partition("-")[0])
                 if start and status == 200:
+                    hub.resumed[path] = start
                     status, headers = 206, {**headers, "Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
                 self.send_response(status)
                 for key, value in {**headers, "Content-Length": str(len(data) - start)}.items():

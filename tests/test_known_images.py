@@ -1,5 +1,6 @@
 """Images to start from, and parts of images that are kept."""
 
+import diffusers
 import pytest
 import torch
 from conftest import smooth_images
@@ -7,6 +8,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler,
 from test_pipeline import seeds
 
 from fq_ldm.pipelines.known_images import KnownImages
+from fq_ldm.pipelines.schedules import TRIED
 
 SCHEDULERS = [DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler]
 
@@ -36,6 +38,18 @@ def test_the_first_latents_are_the_images_with_the_noise_of_their_timestep(pipel
     torch.testing.assert_close(model_input, expected, rtol=1e-3, atol=2e-3)
 
 
+@pytest.mark.parametrize("name", TRIED)
+def test_every_scheduler_starts_from_images_or_says_that_it_cannot(pipeline, given, name):
+    pipeline.scheduler = getattr(diffusers, name).from_config(pipeline.scheduler.config)
+    if name in ("LMSDiscreteScheduler", "PNDMScheduler"):
+        with pytest.raises(ValueError, match=f"strength: {name} goes on from what it has predicted before"):
+            run(pipeline, given, strength=0.3)
+        return
+    expected = (pipeline.vqvae(given * 2 - 1).sample / 2 + 0.5).clamp(0, 1)
+    near = (run(pipeline, given, strength=0.1) - expected).abs().mean()
+    assert near < (run(pipeline, given, strength=1.0) - expected).abs().mean()
+
+
 def test_little_noise_leaves_the_images_nearly_as_they_were(pipeline, given):
     reconstructions = (pipeline.vqvae(given * 2 - 1).sample / 2 + 0.5).clamp(0, 1)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
@@ -60,7 +74,7 @@ def test_known_pixels_leave_no_seam(pipeline, given):
     """What decoded latents miss by the same everywhere is made up for at the seam, and far from it is left alone."""
     mask = torch.zeros(1, 1, 8, 12)
     mask[..., 6:] = 1
-    known = KnownImages(pipeline.vqvae, given, mask, 4, True, torch.device("cpu"), torch.float32)
+    known = KnownImages(pipeline.vqvae, given, mask, 4, True, torch.device("cpu"))
     darker = given.clamp(0.2, 0.8) - 0.1
     known.pixels = given.clamp(0.2, 0.8)
     kept = known.keep_pixels(darker)

@@ -190,6 +190,16 @@ def test_a_scheduler_of_another_schedule_is_refused(pipeline):
     pipeline(1, 2)
 
 
+def test_a_scheduler_that_is_given_at_loading_is_judged_by_the_saved_one(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path)
+    config = pipeline.scheduler.config
+    foreign = DDIMScheduler.from_config(config, prediction_type="v_prediction")
+    with pytest.raises(ValueError, match="prediction_type v_prediction, but the UNet was trained with epsilon"):
+        FQLDMPipeline.from_pretrained(tmp_path, scheduler=foreign)(1, 2)
+    own = FQLDMPipeline.from_pretrained(tmp_path, scheduler=DDIMScheduler.from_config(config))
+    assert len(own(1, 2).images) == 1
+
+
 def test_every_scheduler_of_diffusers_works_or_is_refused_by_name(pipeline):
     """By their names and in both ways of making them; docs/measuring.md has what each samples."""
     classes = [getattr(diffusers.schedulers, name) for name in dir(diffusers.schedulers)]

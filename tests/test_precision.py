@@ -5,7 +5,10 @@ import copy
 import accelerate
 import pytest
 import torch
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from test_pipeline import seeds
+
+from fq_ldm import FQLDMPipeline
 
 
 @pytest.mark.parametrize("cast", [lambda m: m.half(), lambda m: m.to(torch.float16), lambda m: m.to(torch.bfloat16)])
@@ -36,6 +39,20 @@ def test_a_cast_pipeline_samples(pipeline):
     assert pipeline.unet.dtype == torch.float16
     images = pipeline(4, 4, seeds(*range(4)), output_type="pt").images
     assert (images - expected).abs().median() < 0.02
+
+
+@pytest.mark.parametrize("scheduler", [EulerDiscreteScheduler, DPMSolverMultistepScheduler])
+def test_noise_that_float16_cannot_hold(pipeline, scheduler):
+    """In sigmas the squared-cosine schedule starts at 20,000 times a noise that reaches 4: float16 ends at 65,504."""
+    cosine = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", clip_sample=False)
+    pipeline = FQLDMPipeline(pipeline.vqvae, pipeline.unet, scheduler.from_config(cosine.config))
+    expected = pipeline(4, 4, seeds(*range(4)), output_type="latent").images
+    pipeline.to(torch.float16)
+    latents = pipeline(4, 4, seeds(*range(4)), output_type="latent").images
+    assert latents.dtype == torch.float32 and latents.isfinite().all()
+    assert (latents - expected).abs().median() < 0.02 * expected.abs().median()
+    image = torch.rand(1, 3, 8, 12)
+    assert pipeline(2, 4, seeds(0, 1), image=image, strength=0.9, output_type="latent").images.isfinite().all()
 
 
 @pytest.mark.parametrize("offload", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])

@@ -186,15 +186,20 @@ def test_downloads_that_break_off_go_on_where_they_were(hub, pushed, tmp_path):
         pipeline = FQLDMPipeline.from_pretrained({name!r})
         images = pipeline(num_images=4, num_inference_steps=2, generator=torch.Generator().manual_seed(0)).images
         """
-    online = textwrap.dedent(code.format(name="ann/digits")) + SHOW
+    # What has come of less than a chunk, 10 MB by default, is thrown away.
+    chunks = "from huggingface_hub import constants\nconstants.DOWNLOAD_CHUNK_SIZE = 1000\n"
+    online = chunks + textwrap.dedent(code.format(name="ann/digits")) + SHOW
     weights = "unet/diffusion_pytorch_model.safetensors"
     try:
         hub.breaks = {weights: 1000}
         result = run(hub, tmp_path, "-c", online)
         assert "OSError: ann/digits: the download broke off" in result.stderr.splitlines()[-1]
-        hub.breaks = {weights: 2, "vqvae/config.json": 1}
-        result = run(hub, tmp_path, "-c", online)  # what has come so far is no model, and is not fetched again
+        whole = len(hub.files("ann/digits")[weights])
+        hub.breaks, hub.resumed = {weights: 2, "vqvae/config.json": 1}, {}
+        result = run(hub, tmp_path, "-c", online)  # what has come so far is no model
         assert result.returncode == 0, result.stderr
+        (resumed,) = [start for path, start in hub.resumed.items() if path.endswith(weights)]
+        assert 0 < resumed < whole  # and is not fetched again
     finally:
         hub.breaks = {}
     local = run(hub, tmp_path, "-c", textwrap.dedent(code.format(name=str(folder / "pipeline"))) + SHOW)

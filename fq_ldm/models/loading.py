@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, HTTPError, RepositoryNotFoundError
 
 from .autoencoder import TokenAutoencoder
 from .baselines import BaselineModel, HQAModel
@@ -83,3 +83,7 @@ def fetch_index(name: str, hub: dict) -> Path:
         raise OSError(f"{name}: there is no such folder, and no repository on the Hub can be called so") from error
     except RepositoryNotFoundError as error:
         raise OSError(f"{name}: there is no such folder and, for this login, no such repository on the Hub") from error
+    except OSError:  # an answer of the Hub, which says what is wrong
+        raise
+    except HTTPError as error:
+        raise OSError(f"{name}: there is no such folder, and the Hub cannot be reached ({error})") from error
