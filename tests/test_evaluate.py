@@ -156,6 +156,10 @@ def test_samples_without_a_network(pipeline, call, tmp_path):
     assert metrics["spectral_distance_db"] > 0
     for picture in ("samples.png", "neighbours.png"):
         assert (tmp_path / "out" / picture).is_file()
+    status, _, errors = call(pipeline, *flags, "--reference", "train")
+    assert status == 0, errors
+    metrics = read(tmp_path)["metrics"]
+    assert metrics["nearest_distance"] > 0 and not {"near_copies", "nearest_distance_of_images"} & set(metrics)
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,12 @@
 
 import json
 from functools import partialmethod
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
+from conftest import TINY
 from safetensors.torch import load_file
 from test_metrics import vgg_file  # noqa: F401  (a fixture)
 from test_pipeline import seeds
@@ -12,6 +15,8 @@ from test_scripts import VAE_OPTIONS, call  # noqa: F401  (a fixture)
 
 import train_vae
 from fq_ldm import FQLDMPipeline, FQModel
+from fq_ldm.options import PaintingConfig, TrainingConfig, UserError
+from fq_ldm.training.painting import Adversary, make_objective
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 OPTIONS = {**VAE_OPTIONS, "painter_block_out_channels": [4, 8], "report_to": "none", "random_flip": True}
@@ -87,6 +92,7 @@ def test_a_decoder_is_trained_on_the_tokens_of_another_model(train, tmp_path):
     ("options", "message"),
     [
         (dict(adversarial_start=1.0), "adversarial_start: must be a share of the run, in 0 .. 1 and before its end"),
+        (dict(decode_unquantized=True), "decode_unquantized: would leave the codebook untrained: give freeze_tokens"),
         (dict(adversarial_weight=-1), "adversarial_weight: must not be negative, not -1.0"),
         (dict(start_from="nowhere"), "start_from: no FQ-VAE can be loaded from nowhere"),
         (dict(painter_block_out_channels=[4, 8, 8]), "grow the spectral crop"),
@@ -99,6 +105,29 @@ def test_wrong_options_are_refused_in_one_line(call, image_folder, options, mess
     options = {k: v for k, v in {**OPTIONS, **options}.items() if v is not None}
     status, _, err = call(train_vae.main, dataset=image_folder, output_dir="out", max_train_steps=1, **options)
     assert status in (1, 2) and message in err and len(err.strip().splitlines()) == 1
+
+
+def test_a_spoilt_painting_teaches_the_discriminator_nothing():
+    training = TrainingConfig(output_dir="out")
+    painting = PaintingConfig(adversarial_weight=1.0, discriminator_block_out_channels=[4, 8])
+    adversary = Adversary(Accelerator(cpu=True), painting, training, channels=3)
+    images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+    def weights():
+        return [parameter.detach().clone() for parameter in adversary.discriminator.parameters()]
+
+    before = weights()
+    adversary.train(images, torch.full_like(images, torch.nan))
+    assert all(map(torch.equal, before, weights())) and not adversary.optimizer.state
+    adversary.train(images, -images)
+    assert not all(map(torch.equal, before, weights())) and all(weight.isfinite().all() for weight in weights())
+
+
+def test_batches_are_not_added_up_in_fp16_beside_a_discriminator():
+    training = TrainingConfig(output_dir="out", gradient_accumulation_steps=2)
+    painting = PaintingConfig(adversarial_weight=1.0)
+    with pytest.raises(UserError, match="gradient_accumulation_steps: does not go with a discriminator in fp16"):
+        make_objective(SimpleNamespace(mixed_precision="fp16"), FQModel(**TINY), painting, training)
 
 
 def test_lpips_joins_the_loss(train, vgg_file, tmp_path):  # noqa: F811
@@ -114,9 +143,10 @@ def test_lpips_without_its_weights_is_one_line(call, image_folder):  # noqa: F81
 
 def test_other_tokens_are_refused_in_one_line(train, call, image_folder):  # noqa: F811
     train("plain", max_train_steps=1)
-    options = {**OPTIONS, "num_tokens": 10, "start_from": "plain"}
-    status, _, err = call(train_vae.main, dataset=image_folder, output_dir="out", max_train_steps=1, **options)
-    assert status == 2 and "num_tokens 8, not 10" in err and len(err.strip().splitlines()) == 1
+    for change, said in ((dict(num_tokens=10), "num_tokens 8, not 10"), (dict(norm_num_groups=2), "groups 4, not 2")):
+        options = {**OPTIONS, **change, "start_from": "plain"}
+        status, _, err = call(train_vae.main, dataset=image_folder, output_dir="out", max_train_steps=1, **options)
+        assert status == 2 and said in err and len(err.strip().splitlines()) == 1
 
 
 def test_samples_that_are_not_snapped(pipeline, tmp_path):

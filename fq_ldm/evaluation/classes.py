@@ -1,6 +1,7 @@
 """Classes of samples: those asked for, and those that a classifier of real images reads."""
 
 import torch
+from accelerate.utils import broadcast
 from torch.utils.data import DataLoader, StackDataset, Subset
 
 from ..data import ImageDataset
@@ -36,13 +37,16 @@ def check_classes(pipeline: FQLDMPipeline, images: ImageDataset, config: Evaluat
 
 
 def train_judge(images: ImageDataset, config: EvaluationConfig, mirrored: bool, device: torch.device) -> Classifier:
-    """A classifier of the training images; every process trains the same."""
+    """A classifier of the training images; every process trains one, and has that of the first."""
     shuffle = torch.Generator().manual_seed(0)
     data = StackDataset(images, images.labels)
     loader = DataLoader(data, CLASSIFIER_BATCH, shuffle=True, generator=shuffle, drop_last=len(data) > CLASSIFIER_BATCH)
-    return train_classifier(
+    judge = train_classifier(
         loader, images.config.channels, len(images.class_names), config.classifier_epochs, mirrored, device
     )  # fmt: skip
+    for value in judge.state_dict().values():
+        broadcast(value)  # sums on a GPU come in another order each time
+    return judge
 
 
 def labels_of(images: ImageDataset | Subset) -> torch.Tensor:

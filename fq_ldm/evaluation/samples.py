@@ -146,9 +146,10 @@ def compare_neighbours(
     rows = torch.cat([queries[order], (neighbours + 1) / 2])
     if processes().is_main_process:
         save_grid(rows, Path(config.output_dir) / "neighbours.png", len(order), display_scale(rows.shape[-2]))
-    return {
-        "nearest_distance": of_samples.median().item(),
-        "nearest_distance_smallest": of_samples.min().item(),
+    results = {"nearest_distance": of_samples.median().item(), "nearest_distance_smallest": of_samples.min().item()}
+    if config.reference == "train":
+        return results  # the images are among those that are sought
+    return results | {
         "nearest_distance_of_images": of_images.median().item(),
         "nearest_distance_of_images_smallest": of_images.min().item(),
         "near_copies": int((of_samples < COPY_DISTANCE * of_images.median()).sum()),

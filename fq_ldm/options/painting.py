@@ -46,6 +46,9 @@ class PaintingConfig:
         check_positive(self, but=("latent_noise", "adversarial_start", "decoder_ema_decay", *zeros))
         for name in ("latent_noise", *zeros):
             check(getattr(self, name) >= 0, name, getattr(self, name), "must not be negative")
+        check(not self.decode_unquantized or self.freeze_tokens or self.start_from is not None,
+              "decode_unquantized", self.decode_unquantized,
+              "would leave the codebook untrained: give freeze_tokens or start_from too")  # fmt: skip
         check(0 <= self.adversarial_start < 1, "adversarial_start", self.adversarial_start,
               "must be a share of the run, in 0 .. 1 and before its end")  # fmt: skip
         decay = self.decoder_ema_decay

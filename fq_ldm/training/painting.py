@@ -21,6 +21,9 @@ from ..models import FQDecoderOutput, FQModel, TokenAutoencoder
 from ..options import PaintingConfig, TrainingConfig, UserError, check
 from .run import Batch, looks_late
 
+# Of a configuration: what concerns decoders, views of the latents, and the training of a codebook.
+NOT_OF_TOKENS = ("_", "painter_", "diffusion_", "commitment_weight", "usage_decay", "anchors", "dependency")
+
 
 class Adversary:
     """A discriminator with its optimizer: both lie in the run's checkpoints.
@@ -55,12 +58,27 @@ class Adversary:
             penalty = gradient_penalty(self.accelerator.unwrap_model(self.discriminator), images)
             loss = loss + self.options.gradient_penalty_weight * penalty
         self.accelerator.backward(loss)
-        if self.accelerator.sync_gradients:
-            self.accelerator.clip_grad_norm_(self.discriminator.parameters(), self.max_grad_norm)
-        self.optimizer.step()
+        if self.accelerator.sync_gradients and self._ready():
+            self.optimizer.step()
         self.optimizer.zero_grad()
         right = (real > 0).float().mean() / 2 + (fake < 0).float().mean() / 2
         return {"discriminator_loss": loss.detach(), "discriminator_accuracy": right}
+
+    def _ready(self) -> bool:
+        """Clip the gradients; False if they are not finite: what a spoilt painting says must not be learnt.
+
+        On a GPU to know is to wait. There the answer is True, and the optimizer is told on the device, by the scaler of
+        fp16 or here.
+        """
+        # Not the accelerator's clip_grad_norm_, which would unscale the gradients of the model too.
+        self.accelerator.unscale_gradients(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.discriminator.parameters(), self.max_grad_norm)
+        if self.accelerator.scaler is not None:
+            return True
+        if looks_late(self.accelerator.device):
+            self.optimizer.optimizer.found_inf = (~torch.isfinite(norm)).float()
+            return True
+        return bool(torch.isfinite(norm))
 
     def judge(self, images: torch.Tensor, painted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The adversarial loss of painted images, and the distance of their features to those of the images."""
@@ -153,6 +171,10 @@ def make_objective(
         raise UserError("compile: does not go with a decoder that is trained to paint, whose noise has a generator")
     adversary = None
     if painting.adversarial_weight:
+        # The scaler changes its scale at the discriminator's steps, between batches whose gradients are added up.
+        check(accelerator.mixed_precision != "fp16" or training.gradient_accumulation_steps == 1,
+              "gradient_accumulation_steps", training.gradient_accumulation_steps,
+              "does not go with a discriminator in fp16: take bf16, or larger batches")  # fmt: skip
         adversary = Adversary(accelerator, painting, training, model.config.in_channels)
     lpips = _load_lpips(model, painting, accelerator.device) if painting.lpips_weight else None
     return PaintingLoss(model, painting, adversary, lpips)
@@ -181,6 +203,17 @@ def averaged(model: TokenAutoencoder, ema: EMAModel | None) -> Iterator[None]:
     ema.restore(model.parameters())
 
 
+def differing_options(source: TokenAutoencoder, model: TokenAutoencoder) -> list[str]:
+    """The options in which two models differ, of those that tokens depend on."""
+
+    def plain(value):
+        return list(value) if isinstance(value, tuple) else value
+
+    pairs = [(key, plain(source.config[key]), plain(model.config[key])) for key in source.config
+             if key in model.config and not key.startswith(NOT_OF_TOKENS)]  # fmt: skip
+    return [f"{key} {theirs}, not {ours}" for key, theirs, ours in pairs if theirs != ours]
+
+
 def take_tokens_(model: TokenAutoencoder, name: str) -> bool:
     """Give a model the tokens of a trained one, in a folder or on the Hub, and freeze them.
 
@@ -194,12 +227,7 @@ def take_tokens_(model: TokenAutoencoder, name: str) -> bool:
     source = open_vae(name, "start_from")
     theirs, ours = source.state_dict(), model.state_dict()
     tokens = {key: value for key, value in theirs.items() if not key.startswith("decoder.")}
-    if {key: value.shape for key, value in tokens.items()} != {
-        key: value.shape for key, value in ours.items() if not key.startswith("decoder.")
-    }:
-        kept = [key for key in source.config if key in model.config and not key.startswith(("_", "painter_"))]
-        differences = [f"{key} {source.config[key]}, not {model.config[key]}" for key in kept
-                       if source.config[key] != model.config[key]]  # fmt: skip
+    if differences := differing_options(source, model):
         raise UserError(
             f"start_from: the model in {name} has {'; '.join(differences)}: give the options it was made with"
         )
