@@ -28,7 +28,7 @@ COLORS = ("#34495e", "#2980b9", "#27ae60", "#c0392b")
 
 @torch.no_grad()
 def divide(pipeline: FQLDMPipeline, images: torch.Tensor, steps: int) -> dict[str, torch.Tensor]:
-    """What each part makes, (n, c, H, W) in [0, 1]; samples have the seeds 0 .. n - 1.
+    """What each part makes, (n, c, H, W) in [0, 1] but for what overshoots; samples have the seeds 0 .. n - 1.
 
     Args:
         pipeline: to sample from.
@@ -36,21 +36,23 @@ def divide(pipeline: FQLDMPipeline, images: torch.Tensor, steps: int) -> dict[st
         steps: of sampling.
     """
     vae, count = pipeline.vqvae, len(images)
-    tokens = vae.quantize_latents(vae.encode(images.to(vae.device)).latents).latents
+    tokens = vae.quantize.codebook(vae.tokenize(images.to(vae.device)))
     pipeline.scheduler = sampling_scheduler(pipeline.scheduler, steps)
     seeds = [torch.Generator().manual_seed(seed) for seed in range(count)]
     made = pipeline(count, steps, seeds, output_type="latent").images
     latents = vae.from_diffusion_latents(made)
     if pipeline.config.quantize_samples:
-        latents = vae.quantize_latents(latents).latents
-    painted = vae.decode(latents, force_not_quantize=True, generator=seeds).sample
+        sampled = vae.quantize.codebook(vae.quantize.nearest(latents))
+    else:
+        sampled = vae.quantize.split(latents)
+    painted = vae.decode(latents, force_not_quantize=not pipeline.config.quantize_samples, generator=seeds).sample
     parts = {
         "images": images,
-        "what their tokens hold": linear_images(vae, tokens),
-        "what the UNet makes": linear_images(vae, latents),
+        "what their tokens hold": linear_images(vae, vae.quantize.refine(tokens)),
+        "what the UNet makes": linear_images(vae, vae.quantize.refine(sampled)),
         "what the decoder paints": painted,
     }
-    return {name: (part.float().cpu() / 2 + 0.5).clamp(0, 1) for name, part in parts.items()}
+    return {name: part.float().cpu() / 2 + 0.5 for name, part in parts.items()}
 
 
 def draw(parts: dict[str, torch.Tensor], crop: int, path: Path) -> None:
@@ -74,7 +76,7 @@ def draw(parts: dict[str, torch.Tensor], crop: int, path: Path) -> None:
         scale = display_scale(part.shape[-2])
         for column in range(SHOWN):
             cell = figure.add_subplot(grid[row, column])
-            picture = part[column].permute(1, 2, 0).repeat_interleave(scale, 0).repeat_interleave(scale, 1)
+            picture = part[column].clamp(0, 1).permute(1, 2, 0).repeat_interleave(scale, 0).repeat_interleave(scale, 1)
             cell.imshow(picture.squeeze(-1), cmap="gray", vmin=0, vmax=1)
             cell.axis("off")
             if column == 0:

@@ -15,6 +15,7 @@ from fq_ldm.cards import save_grid, save_metrics
 from fq_ldm.data import load_images
 from fq_ldm.diffusion import fast_scheduler
 from fq_ldm.evaluation import judge_classes, train_judge
+from fq_ldm.metrics import to_uint8
 from fq_ldm.metrics.classifier import CONFIDENT
 from fq_ldm.options import DataConfig, EvaluationConfig
 
@@ -42,7 +43,7 @@ def main(folder: Path) -> None:
     names = held_out.class_names
 
     def judge(samples: torch.Tensor, asked: torch.Tensor | None) -> dict:
-        judged = {"images": real, "samples": classifier.judge(samples * 2 - 1)}
+        judged = {"images": real, "samples": classifier.judge(to_uint8(samples * 2 - 1) / 127.5 - 1)}
         results, of_each = judge_classes(judged, held_out.labels, asked, names)
         return {"count": len(samples), **results, "of_each_class": of_each}
 

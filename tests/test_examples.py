@@ -72,11 +72,11 @@ def test_the_division_of_work(pipeline, images, tmp_path, monkeypatch):
     parts = names["divide"](pipeline, given, 3)
     assert list(parts)[0] == "images" and all(part.shape == (6, 3, 16, 16) for part in parts.values())
     for name in ("what their tokens hold", "what the UNet makes"):
-        raw = torch.fft.fft2(parts[name] - parts[name].mean((-2, -1), keepdim=True)).abs()
-        inside = (parts[name] > 0).flatten(1).all(1) & (parts[name] < 1).flatten(1).all(1)  # not clipped
-        assert inside.any() and raw[inside][..., 5:12, 5:12].max() < 1e-3 * raw[inside].max()
+        power = torch.fft.fft2(parts[name] - parts[name].mean((-2, -1), keepdim=True)).abs()
+        assert power[..., 5:12, 5:12].max() < 1e-4 * power.max()
     seeds = [torch.Generator().manual_seed(seed) for seed in range(6)]
-    torch.testing.assert_close(parts["what the decoder paints"], pipeline(6, 3, seeds, output_type="pt").images)
+    painted = parts["what the decoder paints"].clamp(0, 1)
+    torch.testing.assert_close(painted, pipeline(6, 3, seeds, output_type="pt").images)
     names["draw"](parts, 8, tmp_path / "division.png")
     assert Image.open(tmp_path / "division.png").width == 810
 
