@@ -16,14 +16,15 @@ DEFAULT = "checkpoints/celeba64"
 
 def build(looks: Looks) -> gr.Blocks:
     """The page."""
+    examples = looks.examples()
     with gr.Blocks(title="FQ-LDM") as page:
         gr.Markdown(f"# FQ-LDM\n{looks.summary}")
         with gr.Tab("Generate"):
             generate_tab(looks)
         with gr.Tab("Reconstruct"):
-            reconstruct_tab(looks)
+            reconstruct_tab(looks, examples)
         with gr.Tab("Look inside"):
-            inside_tab(looks)
+            inside_tab(looks, examples)
         with gr.Tab("Interpolate"):
             interpolate_tab(looks)
     return page

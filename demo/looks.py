@@ -2,8 +2,10 @@
 
 import math
 import queue
+import tempfile
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -136,6 +138,17 @@ class Looks:
             pipeline = FQLDMPipeline.from_pipe(self.pipeline, scheduler=ddim)
             pipeline.set_progress_bar_config(disable=True)
             return [enlarge(image) for image in pipeline(num_inference_steps=steps, latents=noise).images]
+
+    def examples(self, count: int = 4, steps: int = 20) -> list[str]:
+        """Files with pictures to begin with, for who has none at hand: samples of the pipeline itself."""
+        seeds = [torch.Generator().manual_seed(seed) for seed in range(count)]
+        self._examples = tempfile.TemporaryDirectory(prefix="fq-ldm-")  # gone when this is
+        folder = Path(self._examples.name)
+        with self.lock:
+            images = self.pipeline(count, steps, seeds).images
+        for number, image in enumerate(images):
+            image.save(folder / f"{number}.png")
+        return [str(folder / f"{number}.png") for number in range(count)]
 
     def _fit(self, image: Image.Image) -> torch.Tensor:
         """An image of any size -> (1, c, H, W) in [-1, 1], its middle."""

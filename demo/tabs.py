@@ -1,10 +1,13 @@
 """The tabs of the page."""
 
+from itertools import pairwise
+
 import gradio as gr
 
 from .looks import Looks
 
 ALONE = {"concurrency_limit": 1, "concurrency_id": "model"}  # visitors wait for one another
+EXAMPLES = "Or click on what the pipeline has made"
 
 
 def generate_tab(looks: Looks) -> None:
@@ -26,14 +29,20 @@ def generate_tab(looks: Looks) -> None:
     button.click(generate, [seed, count, steps, label, guidance], gallery, **ALONE)
 
 
-def reconstruct_tab(looks: Looks) -> None:
-    """An image beside what its tokens keep of it."""
+def reconstruct_tab(looks: Looks, examples: list[str]) -> None:
+    """An image beside what its tokens keep of it.
+
+    Args:
+        looks: at the pipeline.
+        examples: files of pictures to click on.
+    """
     with gr.Row():
         image = gr.Image(type="pil", label="Your image", elem_id="upload")
         cut = gr.Image(label="Cut to size")
         decoded = gr.Image(label="Reconstruction", elem_id="reconstruction")
         tokens = gr.Image(label="Its tokens, a colour for each code")
     words = gr.Markdown(elem_id="bits")
+    gr.Examples([[file] for file in examples], [image], label=EXAMPLES)
 
     def reconstruct(image):
         if image is None:
@@ -43,12 +52,18 @@ def reconstruct_tab(looks: Looks) -> None:
     image.change(reconstruct, image, [cut, decoded, tokens, words], **ALONE)
 
 
-def inside_tab(looks: Looks) -> None:
-    """What a token is: taken out, and swapped between images."""
+def inside_tab(looks: Looks, examples: list[str]) -> None:
+    """What a token is: taken out, and swapped between images.
+
+    Args:
+        looks: at the pipeline.
+        examples: files of pictures to click on, two at a time.
+    """
     gr.Markdown("A token is no place in the image: it is a wave pattern over all of it. Take one out, and see.")
     with gr.Row():
         first = gr.Image(type="pil", label="An image", elem_id="first", height=200)
         second = gr.Image(type="pil", label="Another, to swap with", elem_id="second", height=200)
+    gr.Examples([list(pair) for pair in pairwise(examples)], [first, second], label=EXAMPLES)
     token = gr.Slider(0, looks.vae.config.num_tokens - 1, 0, step=1, label="Token to take out")
     with gr.Row():
         outputs = [gr.Image(label=name, height=280) for name in ("With all tokens", "Without it", "Difference")]

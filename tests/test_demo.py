@@ -47,6 +47,13 @@ def test_samples_appear_while_they_are_denoised(looks):
     assert not np.array_equal(pixels(pictures[0][0]), pixels(pictures[-1][0]))
 
 
+def test_examples_to_click_on_are_samples(looks):
+    files = looks.examples(2, 3)
+    seeds = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    for file, image in zip(files, looks.pipeline(2, 3, seeds).images, strict=True):
+        assert np.array_equal(pixels(Image.open(file)), pixels(image))
+
+
 def test_what_fails_while_sampling_is_raised(looks):
     with pytest.raises(ValueError, match="num_images must be at least 1"):
         list(looks.generate(0, 0, 5, None, 1.0))

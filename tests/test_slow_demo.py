@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -20,22 +21,33 @@ ROOT = Path(__file__).parent.parent
 PORT = 7861
 
 
+@contextmanager
+def served(folder, log, port):
+    """The page that app.py in a folder makes, at its address."""
+    with log.open("w+") as output:
+        server = subprocess.Popen(
+            [sys.executable, "app.py", "--port", str(port)], cwd=folder, stdout=output, stderr=output
+        )
+        address = f"http://127.0.0.1:{port}"
+        try:
+            for _ in range(120):
+                try:
+                    urlopen(address)
+                    break
+                except OSError:
+                    assert server.poll() is None, log.read_text()
+                    time.sleep(1)
+            yield address
+        finally:
+            server.terminate()
+            server.wait()
+
+
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     """The page on the shipped pipeline."""
-    log = (tmp_path_factory.mktemp("demo") / "log").open("w+")
-    server = subprocess.Popen([sys.executable, "app.py", "--port", str(PORT)], cwd=ROOT, stdout=log, stderr=log)
-    address = f"http://127.0.0.1:{PORT}"
-    for _ in range(120):
-        try:
-            urlopen(address)
-            break
-        except OSError:
-            assert server.poll() is None, Path(log.name).read_text()
-            time.sleep(1)
-    yield address
-    server.terminate()
-    server.wait()
+    with served(ROOT, tmp_path_factory.mktemp("demo") / "log", PORT) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +85,9 @@ def test_generate(page, tmp_path):
     page.wait_for_selector("#samples img")
     first = time.perf_counter() - start
     page.wait_for_function("document.querySelectorAll('#samples img').length >= 8")
-    page.wait_for_timeout(4000)
+    shown = None
+    while shown != (shown := page.locator("#samples img").evaluate_all("images => images.map(image => image.src)")):
+        page.wait_for_timeout(5000)  # until no new pictures come
     page.screenshot(path=tmp_path / "generate.png")
     print(f"first picture after {first:.1f} s")
 
@@ -109,12 +123,35 @@ def test_look_inside(page, faces, tmp_path):
     page.screenshot(path=tmp_path / "inside.png", full_page=True)
 
 
+def test_examples_are_there_to_click_on(page):
+    page.get_by_role("tab", name="Reconstruct").click()
+    page.locator(".gallery-item:visible").first.click()
+    page.wait_for_selector("#bits >> text=/PSNR/")
+    page.get_by_role("tab", name="Look inside").click()
+    page.locator("table tr.tr-body:visible, .gallery-item:visible").first.click()
+    page.wait_for_function("document.querySelectorAll('#bands img').length >= 9")
+
+
 def test_interpolate(page, tmp_path):
     page.get_by_role("tab", name="Interpolate").click()
     page.get_by_role("button", name="Interpolate").click()
     page.wait_for_function("document.querySelectorAll('#way img').length >= 8")
     page.wait_for_timeout(1000)
     page.screenshot(path=tmp_path / "interpolate.png")
+
+
+def test_the_space_is_the_same_page_from_its_own_files(browser, tmp_path):
+    space = tmp_path / "space"
+    subprocess.run(["make", "space", f"SPACE={space}"], cwd=ROOT, check=True, capture_output=True)
+    where = "import demo, fq_ldm, fq_ldm.configs; print(fq_ldm.__file__, demo.__file__)"
+    found = subprocess.run([sys.executable, "-c", where], cwd=space, check=True, capture_output=True, text=True).stdout
+    assert all(path.startswith(str(space)) for path in found.split())
+    with served(space, tmp_path / "log", PORT + 1) as address:
+        page = browser.new_page()
+        page.goto(address)
+        page.get_by_role("button", name="Generate").click()
+        page.wait_for_selector("#samples img", timeout=60_000)
+        page.close()
 
 
 def test_two_visitors_at_once(browser, address, page):
