@@ -19,7 +19,7 @@ $(INSTALLED): setup.cfg pyproject.toml
 	$(VENV)/bin/pip install --editable '.[dev]'
 	touch $@
 
-quickstart: $(INSTALLED)  ## train on 5,000 digits and write those asked for (2 cores: 14 to 21 minutes)
+quickstart: $(INSTALLED)  ## train on 5,000 digits and write those asked for (2 cores: a quarter of an hour)
 	$(LAUNCH) train_vae.py --config configs/quickstart/vae.yaml
 	$(LAUNCH) train_ldm.py --config configs/quickstart/ldm.yaml
 	$(VENV)/bin/python examples/quickstart_report.py $(QUICKSTART)
@@ -28,7 +28,7 @@ demo: $(INSTALLED)  ## a page to try the shipped pipeline on, at http://127.0.0.
 	$(VENV)/bin/python app.py
 
 space:  ## the same page as a Hugging Face Space, in build/space
-	rm -rf $(SPACE)
+	rm -rf $(addprefix $(SPACE)/,demo fq_ldm checkpoints)
 	mkdir -p $(SPACE)/checkpoints
 	cp -r spaces/. app.py demo fq_ldm $(SPACE)
 	cp -r pipelines configs $(SPACE)/fq_ldm

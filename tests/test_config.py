@@ -52,6 +52,11 @@ def test_later_files_win_and_a_null_restores_the_default(tmp_path):
     second.write_text("num_tokens: 32\nspectral_crop: null")
     (vae,) = parse_config(["--config", str(first), str(second)], VAEConfig)
     assert (vae.num_tokens, vae.spectral_crop, vae.latent_channels) == (32, None, 2)
+    default = parse_config([], VAEConfig)[0].latent_channels
+    (vae,) = parse_config(["--config", str(first), "--latent_channels", "null", "--spectral_crop", "null"], VAEConfig)
+    assert (vae.num_tokens, vae.spectral_crop, vae.latent_channels) == (16, None, default)
+    with pytest.raises(UserError, match="latent_chanels"):
+        parse_config(["--latent_chanels", "null"], VAEConfig)
 
 
 @pytest.mark.parametrize("text, message", [("a: [", "is not valid YAML"), ("- 1", "must hold 'key: value' lines")])

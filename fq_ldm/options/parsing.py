@@ -16,8 +16,8 @@ from .errors import UserError, check
 def parse_config(argv: list[str], *config_classes, required: tuple[str, ...] = ()) -> tuple:
     """Read `--config FILE_OR_NAME ...` and `--key value` flags, which win, into one instance of each dataclass.
 
-    Of several files the later wins, and a null there takes an option back to its default. Values from files are
-    parsed as flags are, so both have the same types and the same messages.
+    Of several files the later wins, and a null, there or as a flag, takes an option back to its default. Values from
+    files are parsed as flags are, so both have the same types and the same messages.
 
     Raises:
         UserError: for an unreadable file, an unknown key, a wrong value or a missing required option.
@@ -36,6 +36,7 @@ def parse_config(argv: list[str], *config_classes, required: tuple[str, ...] = (
     values = {}
     for path in known.config:
         values.update(_read_file(path, config_classes))
+    flags = _take_back(flags, values, {field.name for cls in config_classes for field in fields(cls)})
     file_flags = []
     for key, value in values.items():
         if value is not None:
@@ -50,6 +51,17 @@ def parse_config(argv: list[str], *config_classes, required: tuple[str, ...] = (
             f"is required: give --{name} or put it in the configuration",
         )
     return configs
+
+
+def _take_back(flags: list[str], values: dict, names: set[str]) -> list[str]:
+    """The flags without those whose value is null; the files' values of these options become None."""
+    kept: list[str] = []
+    for word in flags:
+        if word == "null" and kept and kept[-1].removeprefix("--") in names:
+            values[kept.pop().removeprefix("--")] = None
+        else:
+            kept.append(word)
+    return kept
 
 
 class _Parser(HfArgumentParser):
