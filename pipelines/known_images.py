@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from diffusers import ModelMixin
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils.torch_utils import randn_tensor
 
 Images = PIL.Image.Image | np.ndarray | torch.Tensor | list
 ENCODE_BATCH_SIZE = 64
@@ -80,12 +81,23 @@ class KnownImages:
         return scheduler.add_noise(self.latents, noise, timestep.view(1).expand(len(noise)))
 
     def keep_latents(
-        self, latents: torch.Tensor, scheduler: SchedulerMixin, noise: torch.Tensor, timestep: torch.Tensor | None
+        self,
+        latents: torch.Tensor,
+        scheduler: SchedulerMixin,
+        timestep: torch.Tensor | None,
+        generator: torch.Generator | list[torch.Generator] | None,
     ) -> torch.Tensor:
-        """Latents at a timestep, or without noise for None, with the known ones where they are to be kept."""
+        """Latents at a timestep, or without noise for None, with the known ones where they are to be kept.
+
+        Known latents have new noise at every step, as in RePaint (Lugmayr et al. 2022), which the made ones then fit
+        better than the same noise again.
+        """
         if self.latent_mask is None:
             return latents
-        known = self.latents if timestep is None else self.noised(scheduler, noise, timestep)
+        known = self.latents
+        if timestep is not None:
+            noise = randn_tensor(latents.shape, generator=generator, device=latents.device, dtype=torch.float32)
+            known = self.noised(scheduler, noise, timestep)
         return torch.lerp(known, latents, self.latent_mask)
 
     def keep_pixels(self, images: torch.Tensor) -> torch.Tensor:

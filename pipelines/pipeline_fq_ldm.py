@@ -204,7 +204,7 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
             latents = self.scheduler.step(prediction.float(), t, latents, **step_kwargs).prev_sample
             if known is not None:
                 following = timesteps[i + 1] if i + 1 < len(timesteps) else None
-                latents = known.keep_latents(latents, self.scheduler, noise, following)
+                latents = known.keep_latents(latents, self.scheduler, following, generator)
             if callback_on_step_end is not None:
                 latents = (callback_on_step_end(self, i, t, {"latents": latents}) or {}).get("latents", latents)
 
