@@ -40,7 +40,8 @@ def machine() -> str:
     else:
         lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
         names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-        processor = f"{len(os.sched_getaffinity(0))} cores of {names[0] if names else platform.machine()}"
+        cores = len(os.sched_getaffinity(0))
+        processor = f"{cores} core{'s' if cores > 1 else ''} of {names[0] if names else platform.machine()}"
     return f"{processor}, PyTorch {torch.__version__}"
 
 
