@@ -20,12 +20,12 @@ import torch
 from diffusers import DDPMScheduler
 from faces import MTCNN_PROBABILITY, mtcnn_probabilities, prepare
 from mtcnn_features import FaceFeatures
-from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
 from fq_ldm import FQLDMPipeline
 from fq_ldm.cards import save_grid
 from fq_ldm.data import load_images, sample_images
 from fq_ldm.metrics import to_uint8
+from fq_ldm.metrics.fidelity import frechet_distance
 from fq_ldm.options import DataConfig
 from fq_ldm.pipelines.known_images import KnownImages
 
@@ -71,11 +71,12 @@ def repaint(times: int) -> Callable:
         latents, timesteps = noise(), scheduler.timesteps
         for i, t in enumerate(timesteps):
             following = timesteps[i + 1] if i + 1 < len(timesteps) else None
-            for again in range(times if following is not None else 1):
+            rounds = times if following is not None else 1  # nothing is put back behind the last step
+            for again in range(rounds):
                 prediction = pipeline.unet(latents, t).sample
                 latents = scheduler.step(prediction, t, latents, generator=generator).prev_sample
                 latents = known.keep_latents(latents, scheduler, following, generator)
-                if again + 1 < times and following is not None:
+                if again + 1 < rounds:
                     kept = scheduler.alphas_cumprod[t] / scheduler.alphas_cumprod[following]
                     latents = kept.sqrt() * latents + (1 - kept).sqrt() * noise()
         return known.keep_pixels(pipeline._decode(latents, None))
@@ -109,9 +110,10 @@ def seam(images: torch.Tensor, mask: torch.Tensor) -> float:
     return jumps / count
 
 
-def statistics(network: FaceFeatures, images: torch.Tensor) -> dict:
-    with torch.no_grad():
-        return fid_features_to_statistics(network(to_uint8(images * 2 - 1))[0])
+@torch.no_grad()
+def features_of(network: FaceFeatures, images: torch.Tensor) -> torch.Tensor:
+    """Images (n, 3, H, W) in [0, 1] -> features (n, 256)."""
+    return network(to_uint8(images * 2 - 1))[0]
 
 
 def main() -> None:
@@ -130,14 +132,13 @@ def main() -> None:
     images = (sample_images(load_images(data)[1], 8 * options.samples, seed=0) + 1) / 2
     images, others = images[: options.samples], images[options.samples :]
     network = FaceFeatures("mtcnn-onet", ["256"])
-    reference = statistics(network, others)
+    reference = features_of(network, others)
 
     def describe(made: torch.Tensor, mask: torch.Tensor) -> str:
         found = mtcnn_probabilities([prepare(image) for image in made])
         error = (((made - images) * mask).square().sum() / (mask.sum() * made.shape[0] * made.shape[1])).sqrt()
         share = sum(probability > MTCNN_PROBABILITY for probability in found) / len(found)
-        distance = fid_statistics_to_metric(statistics(network, made), reference, False)
-        distance = distance["frechet_inception_distance"]
+        distance = frechet_distance(features_of(network, made), reference)
         jump = seam(made, mask) / seam(images, mask)
         return f"{error:.3f} | {jump:.2f} | {share:.1%} | {sum(found) / len(found):.3f} | {distance:.4f}"
 
