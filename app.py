@@ -33,7 +33,7 @@ def build(looks: Looks) -> gr.Blocks:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pipeline", nargs="?", default=DEFAULT, help="folder or Hub repository")
-    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--host", help="by default GRADIO_SERVER_NAME, which Spaces set, or else this machine alone")
     parser.add_argument("--port", type=int, default=7860)
     options = parser.parse_args()
     build(Looks(options.pipeline)).queue().launch(server_name=options.host, server_port=options.port)

@@ -17,10 +17,10 @@ import evaluate
 from fq_ldm.data import load_images, sample_images
 from fq_ldm.evaluation import load_pair_metrics
 from fq_ldm.models import load_vae
-from fq_ldm.options import VAE_CONFIGS, DataConfig, EvaluationConfig, UserError, parse_config, run_script
+from fq_ldm.options import LDM_CONFIGS, VAE_CONFIGS, DataConfig, EvaluationConfig, UserError, parse_config, run_script
 from reproduction.experiments import EXPERIMENTS, FQ, Experiment
 from reproduction.figures import bars, curves, image_rows
-from reproduction.runs import ROOT, Plan, efficiency, read_metrics, run, train_vae
+from reproduction.runs import ROOT, Plan, efficiency, finish, read_metrics, train_vae
 from reproduction.tables import machine, means, save_table
 
 SHOWN_IMAGES = 12  # in a row of reconstructions
@@ -118,11 +118,11 @@ def measure(folder: Path, plan: Plan, config: str, options: argparse.Namespace, 
     if not metrics:
         return {}
     report = folder / "evaluation" / "-".join(metrics) / "evaluation.json"
-    if not report.is_file():
+    wanted = {name: getattr(options, name) for name in NETWORK_OPTIONS}
+    if not report.is_file() or wanted.items() - json.loads(report.read_text())["options"].items():
         flags = ["--model", str(folder), "--output_dir", str(report.parent), "--metrics", *metrics]
-        for name in NETWORK_OPTIONS:
-            if getattr(options, name):
-                flags += [f"--{name}", getattr(options, name)]
+        for name, value in wanted.items():
+            flags += [f"--{name}", value or "null"]
         evaluate.main(data_flags(plan, config) + flags)
     values = json.loads(report.read_text())
     return {k: v for k, v in values["metrics"].items() if k != "images"} | values["codebook"]
@@ -134,8 +134,7 @@ def data_flags(plan: Plan, config: str) -> list[str]:
     data = parse_config(argv, *VAE_CONFIGS)[0]
     flags = []
     for name, value in vars(data).items():
-        if value is not None:
-            flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+        flags += [f"--{name}", *map(str, value if isinstance(value, list) else ["null" if value is None else value])]
     return flags
 
 
@@ -179,11 +178,10 @@ def generated_images(
     for row in experiment.rows:
         vae = train_vae(plan, row.config, plan.seeds[0])
         pipeline_folder = vae / "pipeline"
-        if not (pipeline_folder / "metrics.json").is_file():
-            files = [str(ROOT / "configs" / name) for name in (f"{plan.dataset}/ldm.yaml", "classes/none.yaml")]
-            flags = ["--config", *files, *data_flags(plan, row.config)]
-            flags += ["--vae", str(vae), "--output_dir", str(pipeline_folder), *shlex.split(options.ldm_options)]
-            run("train_ldm.py", flags)
+        files = [str(ROOT / "configs" / name) for name in (f"{plan.dataset}/ldm.yaml", "classes/none.yaml")]
+        flags = ["--config", *files, *data_flags(plan, row.config)]
+        flags += ["--vae", str(vae), "--output_dir", str(pipeline_folder), *shlex.split(options.ldm_options)]
+        finish("train_ldm.py", LDM_CONFIGS, pipeline_folder, flags)
         losses[row.title] = read_metrics(pipeline_folder)
         pipeline = FQLDMPipeline.from_pretrained(pipeline_folder)
         seeds = [torch.Generator().manual_seed(i) for i in range(SHOWN_IMAGES)]

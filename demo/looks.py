@@ -127,8 +127,16 @@ class Looks:
             pictures.append((enlarge(picture), f"{bands} of {one.shape[-1]}"))
         return pictures
 
-    def interpolate(self, first: int, second: int, count: int, steps: int) -> list[Image.Image]:
-        """Pictures on the way from the noise of one seed to that of another, by DDIM without added noise."""
+    def interpolate(self, first: int, second: int, count: int, steps: int, label: str | None) -> list[Image.Image]:
+        """Pictures on the way from the noise of one seed to that of another, by DDIM without added noise.
+
+        Args:
+            first: seed.
+            second: seed.
+            count: of pictures.
+            steps: of DDIM.
+            label: name of the class of all of them; None where there are no classes.
+        """
         shape = self.vae.diffusion_latent_shape
         one, two = (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in (first, second))
         angles = torch.linspace(0, math.pi / 2, count)
@@ -137,7 +145,8 @@ class Looks:
             ddim = DDIMScheduler.from_config(self.pipeline.scheduler.config)
             pipeline = FQLDMPipeline.from_pipe(self.pipeline, scheduler=ddim)
             pipeline.set_progress_bar_config(disable=True)
-            return [enlarge(image) for image in pipeline(num_inference_steps=steps, latents=noise).images]
+            images = pipeline(num_inference_steps=steps, latents=noise, class_labels=label).images
+            return [enlarge(image) for image in images]
 
     def examples(self, count: int = 4, steps: int = 20) -> list[str]:
         """Files with pictures to begin with, for who has none at hand: samples of the pipeline itself."""
@@ -167,7 +176,8 @@ class Looks:
     @torch.no_grad()
     def _decode(self, latents: torch.Tensor) -> list[Image.Image]:
         latents = self.vae.from_diffusion_latents(latents)
-        return [enlarge(picture) for picture in to_pictures(self.vae.decode(latents).sample.clamp(-1, 1))]
+        images = self.vae.decode(latents, force_not_quantize=not self.pipeline.config.quantize_samples).sample
+        return [enlarge(picture) for picture in to_pictures(images.clamp(-1, 1))]
 
 
 def to_pictures(images: torch.Tensor) -> list[Image.Image]:

@@ -16,7 +16,7 @@ def generate_tab(looks: Looks) -> None:
         seed = gr.Number(0, label="Seed", precision=0, minimum=0)
         count = gr.Slider(1, 16, 8, step=1, label="Images")
         steps = gr.Slider(4, 50, 20, step=1, label="Steps")
-        label = gr.Dropdown(looks.class_names, label="Class", visible=bool(looks.class_names))
+        label = _class_choice(looks)
         guidance = gr.Slider(1, 5, 1, step=0.5, label="Guidance", visible=bool(looks.class_names))
     button = gr.Button("Generate", variant="primary")
     gallery = gr.Gallery(columns=4, label="Samples", elem_id="samples", height=680)
@@ -90,11 +90,16 @@ def interpolate_tab(looks: Looks) -> None:
         second = gr.Number(1, label="To seed", precision=0, minimum=0)
         count = gr.Slider(3, 12, 8, step=1, label="Images")
         steps = gr.Slider(10, 50, 25, step=1, label="Steps")
+        label = _class_choice(looks)
     button = gr.Button("Interpolate", variant="primary")
     gallery = gr.Gallery(columns=8, label="On the way", elem_id="way", height=200)
-    button.click(
-        lambda first, second, count, steps: looks.interpolate(int(first), int(second), int(count), int(steps)),
-        [first, second, count, steps],
-        gallery,
-        **ALONE,
-    )
+
+    def interpolate(first, second, count, steps, label):
+        return looks.interpolate(int(first), int(second), int(count), int(steps), label)
+
+    button.click(interpolate, [first, second, count, steps, label], gallery, **ALONE)
+
+
+def _class_choice(looks: Looks) -> gr.Dropdown:
+    """A choice of a class; not shown where there are none."""
+    return gr.Dropdown(looks.class_names, label="Class", visible=bool(looks.class_names))

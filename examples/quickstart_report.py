@@ -14,7 +14,7 @@ from fq_ldm import FQLDMPipeline
 from fq_ldm.cards import save_grid, save_metrics
 from fq_ldm.data import load_images
 from fq_ldm.diffusion import fast_scheduler
-from fq_ldm.evaluation import judge_classes, train_judge
+from fq_ldm.evaluation import judge_classes, make_judge
 from fq_ldm.metrics import to_uint8
 from fq_ldm.metrics.classifier import CONFIDENT
 from fq_ldm.options import DataConfig, EvaluationConfig
@@ -38,7 +38,7 @@ def main(folder: Path) -> None:
     pipeline.scheduler = fast_scheduler(pipeline.scheduler)
     data = DataConfig(dataset="digits", channels=1, resolution=[28], validation_size=500, label_column="label")
     train_images, held_out = load_images(data)
-    classifier = train_judge(train_images, EvaluationConfig(), mirrored=False, device=torch.device("cpu"))
+    classifier = make_judge(train_images, EvaluationConfig(), mirrored=False, device=torch.device("cpu"))
     real = classifier.judge(torch.stack(list(held_out)))
     names = held_out.class_names
 

@@ -8,6 +8,7 @@ from .distributed import processes
 from .evaluation import (
     PROTOCOL,
     check_images,
+    check_output,
     choose_images,
     chosen_metrics,
     evaluate_pipeline,
@@ -25,14 +26,15 @@ def main(argv: list[str]) -> None:
     is_pipeline = isinstance(model, FQLDMPipeline)
     metrics = chosen_metrics(config, is_pipeline, data.label_column is not None)
     check_images(model.vqvae if is_pipeline else model, data, config.model)
-    train_images, validation_images = load_images(data, Path(config.output_dir) / BAD_IMAGES_FILE)
+    folder = Path(config.output_dir)
+    check_output(folder)
+    train_images, validation_images = load_images(data, folder / BAD_IMAGES_FILE)
     images = choose_images(train_images if config.reference == "train" else validation_images, config)
 
     if is_pipeline:
         results, arrays = evaluate_pipeline(model, images, train_images, config, metrics, data.random_flip)
     else:
-        results, codebook = evaluate_vae(model, images, config, metrics)
-        arrays = {"codebook": codebook}
+        results, arrays = evaluate_vae(model, images, config, metrics)
 
     held_out = data.validation_split or f"images held out from {data.train_split}"
     report = {
@@ -47,7 +49,7 @@ def main(argv: list[str]) -> None:
         "command": f"python evaluate.py {shlex.join(argv)}",
     }
     if processes().is_main_process:
-        print(save_report(Path(config.output_dir), report, arrays))
+        print(save_report(folder, report, arrays))
     processes().destroy_process_group()
 
 

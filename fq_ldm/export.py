@@ -5,6 +5,7 @@ Writes the pipeline, or the FQ-VAE, with its code in one file, the UNet in float
 """
 
 import argparse
+import copy
 import hashlib
 import os
 import subprocess
@@ -74,8 +75,7 @@ def export(source: str, target: Path, name: str):
     model.save_pretrained(target)
     folder = Path(model.config.get("_name_or_path") or source)
     if isinstance(model, FQLDMPipeline):
-        model.unet.half().save_pretrained(target / "unet", variant="fp16")
-        model.unet.float()
+        copy.deepcopy(model.unet).half().save_pretrained(target / "unet", variant="fp16")
         forget_paths(target)
         write_card(folder, target, name)
         if not (target / "samples.png").is_file():

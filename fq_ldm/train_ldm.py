@@ -17,7 +17,7 @@ from .diffusion import (
     start_from_,
 )
 from .diffusion.latent_cache import cache_latents
-from .options import DataConfig, LDMConfig, TrainingConfig, parse_config, resolved, run_script
+from .options import LDM_CONFIGS, parse_config, resolved, run_script
 from .training.ldm import draw_samples, finish, make_loss, make_pipeline, sample
 from .training.loop import train
 from .training.setup import make_accelerator, make_loader, start_run
@@ -25,13 +25,11 @@ from .training.sharding import whole_unet
 
 
 def main(argv: list[str]) -> None:
-    data, ldm, config = parse_config(
-        argv, DataConfig, LDMConfig, TrainingConfig, required=("dataset", "output_dir", "vae")
-    )
+    data, ldm, config = parse_config(argv, *LDM_CONFIGS, required=("dataset", "output_dir", "vae"))
     options = resolved(data, ldm, config)
     vae = open_vae(ldm.vae, subfolder=ldm.vae_subfolder, revision=ldm.vae_revision)
     check_vae(vae, ldm.vae, data)
-    view_is_new = choose_view(vae, ldm)
+    choose_view(vae, ldm)
     unet = build_unet(ldm, vae.diffusion_latent_shape)
     start_run(config, options)
     if config.dry_run:
@@ -43,14 +41,15 @@ def main(argv: list[str]) -> None:
     train_images, validation_images = load_images(data, folder / BAD_IMAGES_FILE)
     classes = train_images.class_names
     if classes:
+        _ = validation_images.labels  # one that is missing is told before the training
         accelerator.print(f"{len(classes)} classes by {data.label_column}: {', '.join(classes)}")
     unet = build_unet(ldm, vae.diffusion_latent_shape, len(classes))  # again, now that the seed is set
     if ldm.start_from is not None:
         start_from_(unet, ldm.start_from)
     scheduler = build_scheduler(ldm)
     ema = EMAModel([], decay=ldm.ema_decay, foreach=True) if ldm.use_ema else None  # `train` gives it the weights
-    if view_is_new or ldm.target == "unquantized":  # train_vae.py has measured the quantized latents
-        measure_view_(vae, train_images, ldm.target)
+    # On these images and for this target: the FQ-VAE may have its statistics from others (`train_vae.py --start_from`).
+    measure_view_(vae, train_images, ldm.target)
     if ldm.cache_latents:
         wait = accelerator.wait_for_everyone
         train_data = cache_latents(folder, vae, train_images, ldm.target, data.random_flip, wait)

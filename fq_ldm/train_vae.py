@@ -7,11 +7,12 @@ from diffusers.training_utils import EMAModel
 
 from .data import BAD_IMAGES_FILE, load_images, random_flip, sample_batches, sample_images
 from .metrics.image import SSIM_WINDOW
+from .models import take_tokens_
 from .options import VAE_CONFIGS, DataError, check, parse_config, resolved, run_script
 from .quantization.codebook import perplexity
 from .training.checkpoint import checkpoints
 from .training.loop import train
-from .training.painting import averaged, make_objective
+from .training.painting import averaged, make_objective, open_start
 from .training.setup import make_accelerator, make_loader, start_run
 from .training.vae import PREVIEW_IMAGES, build_model, draw_reconstructions, finish, measure
 
@@ -22,7 +23,8 @@ def main(argv: list[str]) -> None:
     data, vae, painting, config = parse_config(argv, *VAE_CONFIGS, required=("dataset", "output_dir"))
     check(min(data.size) >= SSIM_WINDOW, "resolution", data.resolution, f"must be {SSIM_WINDOW} or more, SSIM's window")
     options = resolved(data, vae, painting, config)
-    model = build_model(data, vae, painting.start_from)
+    model = build_model(data, vae)
+    source = None if painting.start_from is None else open_start(painting.start_from, model)
     start_run(config, options)
     if config.dry_run:
         return
@@ -33,9 +35,13 @@ def main(argv: list[str]) -> None:
     sample = sample_batches(train_images, vae.init_images, config.seed, data.dataloader_num_workers)
     if not checkpoints(folder / "checkpoints"):
         torch.manual_seed(config.seed)
-        model = build_model(data, vae, painting.start_from).to(accelerator.device)
+        model = build_model(data, vae).to(accelerator.device)
+        if source is not None:
+            taken = take_tokens_(model, source)
+            weights = len(model.decoder.state_dict())
+            accelerator.print(f"start_from: the tokens, and {len(taken)} of the decoder's {weights} weights")
         # The other processes get its weights and buffers with the first step.
-        if accelerator.is_main_process and painting.start_from is None:
+        elif accelerator.is_main_process:
             print(f"initialising from {len(sample.dataset)} training images")
             try:
                 model.initialize_(sample)
@@ -58,11 +64,14 @@ def main(argv: list[str]) -> None:
         }
         return loss, values | codes
 
+    quantize = not painting.decode_unquantized
+
     def preview(step):
         if not accelerator.is_main_process:
             return {}
         with averaged(model, ema):
-            return {"reconstructions": draw_reconstructions(model, shown, folder / "previews" / f"{step:08d}.png")}
+            path = folder / "previews" / f"{step:08d}.png"
+            return {"reconstructions": draw_reconstructions(model, shown, path, quantize)}
 
     loader = make_loader(train_images, config, data.dataloader_num_workers)
     progress = train(accelerator, config, model, loader, compute_loss, preview, ema)
@@ -70,7 +79,7 @@ def main(argv: list[str]) -> None:
     model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     if ema is not None:
         ema.copy_to(model.parameters())
-    metrics = measure(model, progress, validation_images, sample)
+    metrics = measure(model, progress, validation_images, sample, source is None, quantize)
     if accelerator.is_main_process:
         finish(model, metrics, shown, config, options)
     accelerator.end_training()

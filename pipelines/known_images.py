@@ -66,7 +66,7 @@ class KnownImages:
         """
         order = getattr(scheduler, "order", 1)
         steps = len(scheduler.timesteps) // order
-        first = (steps - min(int(round(steps * strength)), steps)) * order
+        first = (steps - min(max(round(steps * strength), 1), steps)) * order
         if first and type(scheduler).__name__ in FROM_THE_START:
             raise ValueError(
                 f"strength: {type(scheduler).__name__} goes on from what it has predicted before: it must begin at 1"

@@ -1,6 +1,7 @@
 """Loading pipelines with the installed package: the index first, then only what it names; no code of a repository."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -11,14 +12,16 @@ from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HTTPError
 
-from fq_ldm.models import CLASSES
+from fq_ldm.models import CLASSES, TokenAutoencoder, load_vae
 from fq_ldm.models.loading import INDEX_FILE, fetch_index
 
 from .schedules import OF_TRAINING
 
 OURS = "fq_ldm"  # the library that components are imported from, whatever file a repository brings
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token")
+LIKENESS = 1e-2  # of two standardisations, in deviations: from other images or of another target they differ by more
 WEIGHTS = "diffusion_pytorch_model"
+CONFIG_FILE = "config.json"  # of an FQ-VAE alone
 CARD = """---
 library_name: diffusers
 tags: [fq-vae, fq-ldm, vector-quantization, latent-diffusion]
@@ -48,11 +51,14 @@ class PackageLoading:
 
         Raises:
             OSError: if there is no such folder or repository, or a file is missing.
-            ValueError: if it holds a pipeline of another kind.
+            ValueError: if it holds a pipeline of another kind, or was trained on other latents than those of a `vqvae`
+                that is given in place of its own.
         """
         name = os.fspath(pretrained_model_name_or_path)
         folder = name if os.path.isdir(name) else cls.download(name, **kwargs)
         read_index(Path(folder))
+        if kwargs.get("vqvae") is not None:
+            check_latents(name, Path(folder), kwargs["vqvae"], kwargs.get("variant"))
         pipeline = super().from_pretrained(folder, **{"use_safetensors": True, **kwargs})
         # A scheduler that is given in place of the saved one must go through the same noise.
         saved = json.loads((Path(folder) / "scheduler" / SCHEDULER_CONFIG_NAME).read_text())
@@ -67,7 +73,8 @@ class PackageLoading:
     def download(cls, pretrained_model_name: str, **kwargs) -> str:
         """Download a pipeline from the Hub: what its index names, and its card. Returns the folder.
 
-        The arguments are those of `DiffusionPipeline.download`; components that are given are not downloaded.
+        The arguments are those of `DiffusionPipeline.download`; components that are given are not downloaded, except
+        for the FQ-VAE, whose latents a given one must have.
 
         Raises:
             OSError: if there is no such repository, it cannot be reached, or the connection breaks again and again.
@@ -78,7 +85,7 @@ class PackageLoading:
         hub = {name: kwargs[name] for name in HUB_OPTIONS if kwargs.get(name) is not None}
         index = fetch_index(pretrained_model_name, {"revision": kwargs.get("revision"), **hub})
         folder = index.parent  # named by the commit
-        components = [name for name in read_index(folder) if name not in kwargs or name == "scheduler"]
+        components = [name for name in read_index(folder) if name not in kwargs or name != "unet"]
         variant = kwargs.get("variant")
         having = set(components)
         patterns = [INDEX_FILE, "README.md", "samples.png"]
@@ -167,6 +174,24 @@ def read_index(folder: Path) -> list[str]:
     return list(components)
 
 
+def check_latents(name: str, folder: Path, vae: TokenAutoencoder, variant: str | None) -> None:
+    """Raise a `ValueError` if the diffusion latents of an FQ-VAE are not those that a pipeline was trained on."""
+    has_variant = variant is not None and any((folder / "vqvae").glob(f"{WEIGHTS}.{variant}*"))
+    saved = load_vae(folder, "vqvae", variant=variant if has_variant else None).diffusion_view
+    given = vae.diffusion_view
+    ratio = math.sqrt(math.prod(given.latent_size) / math.prod(saved.latent_size))  # amplitudes follow the norm
+    same = (given.layout, given.shape) == (saved.layout, saved.shape)
+    if same:
+        shift = (given.mean.cpu() / ratio - saved.mean) / saved.std
+        scale = given.std.cpu() / ratio / saved.std
+        same = bool((shift.abs() < LIKENESS).all() and ((scale - 1).abs() < LIKENESS).all())
+    if not same:
+        raise ValueError(
+            f"vqvae: has other diffusion latents than those that the UNet of {name} was trained on: train it with "
+            f"train_vae.py --start_from {name}"
+        )
+
+
 def _is_known(name: str, component: tuple) -> bool:
     """Whether a component of an index is a class that such a pipeline may have, in either form."""
     if len(component) != 2 or not all(isinstance(part, str) for part in component):
@@ -193,9 +218,12 @@ def forget_paths(folder: Path) -> None:
 
 
 def write_card(source: Path, target: Path, repo_id: str) -> None:
-    """The card and the pictures of the folder that a pipeline was loaded from, with the new name in its lines."""
+    """The card and the pictures of the folder that a model was loaded from, with the new name in its lines.
+
+    A pipeline from no such folder is given a short one.
+    """
     card = source / "README.md"
-    if (source / INDEX_FILE).is_file() and card.is_file():
+    if any((source / name).is_file() for name in (INDEX_FILE, CONFIG_FILE)) and card.is_file():
         lines = re.sub(r'(from_pretrained|load_vae)\("[^"]*"', rf'\1("{repo_id}"', card.read_text())
         for picture in source.glob("*.png"):
             shutil.copy(picture, target)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from fq_ldm.options import DataError
+from fq_ldm.cards import CONFIG_FILE
+from fq_ldm.options import VAE_CONFIGS, DataError, check_same_run, parse_config, resolved
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,16 +52,30 @@ def train_vae(plan: Plan, config: str, seed: int) -> Path:
         DataError: if training fails.
     """
     folder = plan.run_folder(config, seed)
-    if not (folder / "metrics.json").is_file():
-        options = yaml.safe_load(Path(plan.config_files(config)[1]).read_text())
-        base = plan.dataset_options()
-        flags = ["--config", *plan.config_files(config), "--output_dir", str(folder), "--seed", str(seed)]
-        flags += ["--max_train_seconds", str(plan.budget)]
-        if "spectral_crop" in base and options.get("spectral_crop", 0) is None:
-            # Folded to the side of the others' spectral crop: one UNet then fits all of them.
-            flags += ["--diffusion_patch_size", str(base["resolution"][0] // base["spectral_crop"])]
-        run("train_vae.py", flags + plan.options)
+    options = yaml.safe_load(Path(plan.config_files(config)[1]).read_text())
+    base = plan.dataset_options()
+    flags = ["--config", *plan.config_files(config), "--output_dir", str(folder), "--seed", str(seed)]
+    flags += ["--max_train_seconds", str(plan.budget)]
+    if "spectral_crop" in base and options.get("spectral_crop", 0) is None:
+        # Folded to the side of the others' latents: one UNet then fits all of them.
+        folds = base["resolution"][0] // base["spectral_crop"] * base.get("diffusion_patch_size", 1)
+        flags += ["--diffusion_patch_size", str(folds)]
+    finish("train_vae.py", VAE_CONFIGS, folder, flags + plan.options)
     return folder
+
+
+def finish(script: str, config_classes: tuple, folder: Path, flags: list[str]) -> None:
+    """Train what a folder lacks; what is there must be of the same options.
+
+    Raises:
+        DataError: if training fails.
+        UserError: if the folder holds a run with other options.
+    """
+    if (folder / "metrics.json").is_file():
+        old = yaml.safe_load((folder / CONFIG_FILE).read_text())
+        check_same_run(folder, old, resolved(*parse_config(flags, *config_classes)))
+    else:
+        run(script, flags)
 
 
 def run(script: str, flags: list[str]) -> None:

@@ -47,7 +47,7 @@ def machine() -> str:
 
 def means(measured: list[dict]) -> tuple[dict, dict]:
     """Over seeds: the mean of each metric, and its sample standard deviation (0 for one seed)."""
-    mean = {k: statistics.fmean(m[k] for m in measured) for k in COLUMNS if all(k in m for m in measured)}
+    mean = {k: statistics.fmean(m[k] for m in measured) for k in COLUMNS if all(m.get(k) is not None for m in measured)}
     spread = {k: statistics.stdev(m[k] for m in measured) if len(measured) > 1 else 0.0 for k in mean}
     return mean, spread
 

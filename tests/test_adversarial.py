@@ -54,6 +54,16 @@ def test_losses_are_balanced_by_their_gradients():
     assert balance(6 * weight.sum(), 2 * weight.sum(), weight).item() == pytest.approx(3, rel=1e-3)
 
 
+def test_layers_are_free_where_nothing_norms_them():
+    discriminator = PatchDiscriminator(3, (8, 16), norm="none")
+    assert len(discriminator.state_dict()) == 6 and not any("original" in name for name in discriminator.state_dict())
+    with torch.no_grad():
+        for layer in (*discriminator.layers, discriminator.conv_out):
+            layer.weight.mul_(10)
+    images = torch.randn(2, 3, 16, 16)
+    assert discriminator(images)[0].std() > 10 * PatchDiscriminator(3, (8, 16)).train()(images)[0].std()
+
+
 def test_layers_have_spectral_norm_one():
     torch.manual_seed(0)
     discriminator = PatchDiscriminator(3, (8, 16)).train()

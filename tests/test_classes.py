@@ -1,6 +1,7 @@
 """Class-conditional training and sampling."""
 
 import json
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -18,9 +19,9 @@ import train_vae
 from fq_ldm import FQLDMPipeline
 from fq_ldm.data import load_images
 from fq_ldm.diffusion import diffusion_loss, hide_labels
-from fq_ldm.evaluation.classes import judge_classes, spread_classes
+from fq_ldm.evaluation.classes import judge_classes, make_judge, spread_classes
 from fq_ldm.metrics.classifier import train_classifier
-from fq_ldm.options import DataConfig, DataError, UserError
+from fq_ldm.options import DataConfig, DataError, EvaluationConfig, UserError
 
 NAMES = ["ant", "bee", "cow"]
 
@@ -267,7 +268,8 @@ def test_training_pairs_images_with_their_classes(call, shades, tmp_path, monkey
         model="ldm", dataset=shades, channels=1, resolution=16, validation_size=9, num_samples=12, metrics=["classes"],
         num_inference_steps=2, output_dir="evaluation",
     )  # fmt: skip
-    status, _, err = call(evaluate.main, **options, label_column="label", guidance_scale=2, classifier_epochs=2)
+    judged = dict(label_column="label", guidance_scale=2, classifier_epochs=2, classifier="judge.safetensors")
+    status, _, err = call(evaluate.main, **options, **judged)
     assert status == 0, err
     report = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
     assert report["classes"]["class_names"] == ["dark", "grey", "light"]
@@ -276,8 +278,29 @@ def test_training_pairs_images_with_their_classes(call, shades, tmp_path, monkey
     metrics = report["metrics"]
     assert metrics["guidance_scale"] == 2 and 0 <= metrics["agreement_read"] <= metrics["agreement"] <= 1
     assert metrics["classifier_fid"] > 0 and "asked to be" in report["protocol"]["agreement"]
+    # The next evaluation judges by the same classifier.
+    monkeypatch.setattr("fq_ldm.evaluation.classes.train_classifier", None)
+    status, _, err = call(evaluate.main, **options, **judged)
+    assert status == 0, err
+    assert json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())["metrics"] == metrics
     status, _, err = call(evaluate.main, **options)
     assert status == 2 and "metrics: classes needs images with classes: give --label_column" in err
+
+
+def test_a_kept_classifier_is_of_the_same_classes(shades, tmp_path, monkeypatch):
+    images, _ = load_images(
+        DataConfig(dataset=str(shades), channels=1, resolution=[16], validation_size=9, label_column="label")
+    )
+    config = EvaluationConfig(classifier=str(tmp_path / "judge.safetensors"), classifier_epochs=1)
+    kept = make_judge(images, config, False, torch.device("cpu"))
+    again = make_judge(images, config, False, torch.device("cpu"))
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in kept.state_dict().items())
+    monkeypatch.setattr(images, "classes", replace(images.classes, names=("dark", "light", "grey")))
+    with pytest.raises(DataError, match=r"judge.safetensors knows the classes \[.dark., .grey., .light.\], not "):
+        make_judge(images, config, False, torch.device("cpu"))
+    (tmp_path / "judge.safetensors").write_text("no weights")
+    with pytest.raises(DataError, match="judge.safetensors holds none of these images"):
+        make_judge(images, config, False, torch.device("cpu"))
 
 
 def test_a_folder_without_subfolders_trains_without_classes(image_folder, capsys):

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import untrained_pipeline
 from PIL import Image
 
-from demo.looks import Looks, to_pictures
+from demo.looks import Looks, enlarge, to_pictures
 from fq_ldm import FQLDMPipeline
 
 NOTEBOOK = Path(__file__).parent.parent / "examples" / "fq_ldm.ipynb"
@@ -82,9 +83,29 @@ def test_a_token_taken_out_and_bands_swapped(looks, picture, images):
 
 
 def test_interpolations_end_at_the_seeds(looks):
-    row = looks.interpolate(0, 1, 4, 3)
-    assert len(row) == 4 and np.array_equal(pixels(row[0]), pixels(looks.interpolate(0, 2, 2, 3)[0]))
+    row = looks.interpolate(0, 1, 4, 3, None)
+    assert len(row) == 4 and np.array_equal(pixels(row[0]), pixels(looks.interpolate(0, 2, 2, 3, None)[0]))
     assert not np.array_equal(pixels(row[0]), pixels(row[-1]))
+
+
+def test_interpolations_stay_in_a_class(model, tmp_path):
+    untrained_pipeline(model, 100, ["day", "night"]).save_pretrained(tmp_path)
+    looks = Looks(str(tmp_path))
+    rows = {label: [pixels(image) for image in looks.interpolate(0, 1, 3, 3, label)] for label in ("day", "night")}
+    again = [pixels(image) for image in looks.interpolate(0, 1, 3, 3, "day")]
+    assert np.array_equal(again, rows["day"])
+    assert not np.array_equal(rows["day"][1], rows["night"][1])
+
+
+def test_previews_of_samples_that_are_not_snapped_are_not(pipeline, tmp_path):
+    pipeline.register_to_config(quantize_samples=False)
+    pipeline.save_pretrained(tmp_path)
+    looks = Looks(str(tmp_path))
+    latents = torch.randn(1, *looks.vae.diffusion_latent_shape)
+    with torch.no_grad():
+        plain = looks.vae.decode(looks.vae.from_diffusion_latents(latents), force_not_quantize=True).sample
+    (shown,) = looks._decode(latents)
+    assert np.array_equal(pixels(shown), pixels(enlarge(to_pictures(plain.clamp(-1, 1))[0])))
 
 
 def test_the_notebook_runs(tmp_path, monkeypatch):

@@ -73,9 +73,9 @@ def test_options_choose_the_view(image_folder):
     options = {**TINY, "in_channels": 1, "latent_channels": 1, "sample_size": 16, "num_tokens": 8}
     vae = FQModel(**options).eval()
     vae.initialize_(smooth_images(64, 1, 16, 16))
-    assert not choose_view(vae, LDMConfig(vae="vae"))
-    assert not choose_view(vae, LDMConfig(vae="vae", latent_patch_size=1))
-    assert choose_view(vae, LDMConfig(vae="vae", latent_patch_size=4))
+    for options, folded in ((dict(), 1), (dict(latent_patch_size=1), 1), (dict(latent_patch_size=4), 4)):
+        choose_view(vae, LDMConfig(vae="vae", **options))
+        assert vae.config.diffusion_patch_size == vae.diffusion_view.patch_size == folded
     images = load_images(DataConfig(dataset=str(image_folder), channels=1, resolution=[16], validation_size=8))[0]
     measure_view_(vae, images, "quantized")
     latents = encode_images(vae, torch.stack(list(images)))

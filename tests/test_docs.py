@@ -21,7 +21,8 @@ from torch.distributed.run import get_args_parser
 import reproduce
 from fq_ldm import export, load_vae, train_ldm, train_vae
 from fq_ldm.evaluation import check_images, chosen_metrics
-from fq_ldm.options import VAE_CONFIGS, DataConfig, EvaluationConfig, LDMConfig, TrainingConfig, UserError, parse_config
+from fq_ldm.models import take_tokens_
+from fq_ldm.options import LDM_CONFIGS, VAE_CONFIGS, DataConfig, EvaluationConfig, LDMConfig, UserError, parse_config
 from fq_ldm.training.vae import build_model
 from reproduction.experiments import EXPERIMENTS
 from reproduction.runs import Plan
@@ -93,7 +94,6 @@ def program(words):
 
 
 ALL = [(page, words) for page in PAGES for words in commands(page)]
-LDM_CLASSES = (DataConfig, LDMConfig, TrainingConfig)
 
 
 def furnish(folder):
@@ -124,7 +124,7 @@ def trained(tmp_path_factory):
         for name, argv in (program(words) for _, words in ALL):
             if name in found:
                 with suppress(UserError):  # told by the test of that command
-                    options = parse_config(argv, *(VAE_CONFIGS if name == "train_vae.py" else LDM_CLASSES))
+                    options = parse_config(argv, *(VAE_CONFIGS if name == "train_vae.py" else LDM_CONFIGS))
                     found[name][options[-1].output_dir] = options
     return found
 
@@ -136,16 +136,23 @@ def untrained_vae(trained, tmp_path_factory):
 
     def make(name):
         if name.startswith("runs/quickstart/"):  # by make
-            data, vae, *_ = parse_config(["--config", "quickstart/vae"], *VAE_CONFIGS)
+            data, vae, painting, _ = parse_config(["--config", "quickstart/vae"], *VAE_CONFIGS)
         else:
             assert name in trained["train_vae.py"], f"no command of the pages trains {name}"
-            data, vae, *_ = trained["train_vae.py"][name]
+            data, vae, painting, _ = trained["train_vae.py"][name]
         if name not in models:
             models[name] = build_model(data, vae)
+            if painting.start_from is not None:
+                take_tokens_(models[name], make(vae_of(painting.start_from, trained))[0])
             models[name].save_pretrained(folder / name)
         return models[name], folder / name
 
     return make
+
+
+def vae_of(name, trained):
+    """The FQ-VAE in a pipeline that a command of the pages trains, or the name itself if it is no pipeline."""
+    return trained["train_ldm.py"][name][1].vae if name in trained["train_ldm.py"] else name
 
 
 def link(workplace, name, target):
@@ -155,11 +162,15 @@ def link(workplace, name, target):
 
 def check_training(script, argv, workplace, trained, untrained_vae, capsys):
     if script == "train_ldm.py":
-        _, ldm, _ = parse_config(argv, *LDM_CLASSES)
+        _, ldm, _ = parse_config(argv, *LDM_CONFIGS)
         if not (workplace / ldm.vae).exists():
             link(workplace, ldm.vae, untrained_vae(ldm.vae)[1])
         if ldm.start_from is not None:
             assert ldm.start_from in trained["train_ldm.py"], f"no command of the pages trains {ldm.start_from}"
+    else:
+        *_, painting, _ = parse_config(argv, *VAE_CONFIGS)
+        if painting.start_from is not None:
+            link(workplace, painting.start_from, untrained_vae(vae_of(painting.start_from, trained))[1])
     AcceleratorState._reset_state(reset_partial_state=True)
     main = {"train_vae.py": train_vae.main, "train_ldm.py": train_ldm.main}[script]
     main([*argv, "--dry_run", "true"])
@@ -290,6 +301,9 @@ def test_python(code, workplace, untrained_vae, capsys):
     if "runs/cifar10/pipeline" in code:
         model, _ = untrained_vae("runs/cifar10/vae")
         untrained_pipeline(model, 100, [f"class {i}" for i in range(10)]).save_pretrained("runs/cifar10/pipeline")
+    if "runs/painted/pipeline" in code:
+        untrained_pipeline(untrained_vae("runs/painted/vae")[0], 100).save_pretrained("runs/painted/pipeline")
+        link(workplace, "runs/painted/larger", untrained_vae("runs/painted/larger")[1])
     if '"faces"' in code:
         export.export("checkpoints/celeba64", Path("faces"), "faces")
     names = {}

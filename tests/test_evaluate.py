@@ -1,6 +1,7 @@
 """evaluate.py, judged by the files it leaves and the lines it prints."""
 
 import json
+import math
 import sys
 from urllib.error import URLError
 
@@ -10,6 +11,7 @@ from conftest import smooth_images, untrained_pipeline
 
 import evaluate
 from fq_ldm import FQModel
+from fq_ldm.evaluation import save_report
 from fq_ldm.options import run_script
 
 EXTRACTOR = '''
@@ -122,6 +124,25 @@ def test_rfid_and_unit_information_on_training_images(vae, call, tmp_path):
     assert len(information) == 16 and max(information) == metrics["unit_information_max"] > 0
 
 
+def test_reconstructions_of_latents_that_are_not_quantized(vae, call, tmp_path):
+    flags = ["--metrics", "reconstruction", "spectrum"]
+    found = {}
+    for quantize in ("true", "false"):
+        status, _, errors = call(vae, *flags, "--quantize", quantize)
+        assert status == 0, errors
+        found[quantize] = read(tmp_path)
+        gain = torch.tensor(found[quantize]["spectrum"]["gain_db"])
+        metrics = found[quantize]["metrics"]
+        assert len(gain) == 8 and metrics["quantized"] is (quantize == "true")
+        assert metrics["spectral_deviation_largest_db"] == pytest.approx(gain.abs().max().item(), rel=1e-5)
+        assert metrics["spectral_distance_db"] == pytest.approx(gain.square().mean().sqrt().item(), rel=1e-5)
+    assert found["false"]["metrics"]["psnr"] > found["true"]["metrics"]["psnr"]
+    status, _, _ = call(vae, "--quantize", "false")
+    assert status == 0 and "codes_used" not in read(tmp_path)["metrics"]
+    status, _, errors = call(vae, "--quantize", "false", "--metrics", "codebook")
+    assert status == 2 and "quantize: is needed by the metrics codebook, not false" in errors.splitlines()[-1]
+
+
 def test_a_pipeline(pipeline, call, tmp_path):
     flags = "--feature_extractor_module thumbnail --feature_extractor thumbnail --num_samples 6".split()
     status, _, errors = call(pipeline, *flags, "--num_inference_steps", 2, "--batch_size", 4)
@@ -192,6 +213,19 @@ def test_mistakes_end_in_one_line(vae, call, monkeypatch, tmp_path, flags, chann
     lines = [line for line in errors.splitlines() if line.startswith("evaluate.py: error: ")]
     assert found == status and len(lines) == 1 and message in lines[0]
     assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_written_is_told_first(vae, call, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    status, _, errors = call(vae)
+    assert status == 1 and "output_dir: out cannot be written (" in errors.splitlines()[-1]
+
+
+def test_numbers_without_end_are_null(tmp_path):
+    report = {"model": "m", "split": "s", "dataset": "d", "image_size": "1", "feature_extractor": "f", "command": "c"}
+    save_report(tmp_path, {**report, "metrics": {"psnr": math.inf}}, {"codebook": {"usage": [1.0, math.nan]}})
+    written = (tmp_path / "evaluation.json").read_text()
+    assert json.loads(written, parse_constant=pytest.fail)["codebook"]["usage"] == [1.0, None]
 
 
 def test_mistakes_about_pipelines_and_folders(pipeline, call, tmp_path):

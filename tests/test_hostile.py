@@ -7,6 +7,7 @@ import struct
 import zlib
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -21,7 +22,7 @@ import train_ldm
 import train_vae
 from fq_ldm import FQLDMPipeline, FQModel
 from fq_ldm.data import load_images
-from fq_ldm.options import DataConfig, DataError
+from fq_ldm.options import DataConfig, DataError, UserError
 
 COLOR = {**VAE_OPTIONS, "channels": 3, "latent_channels": 3, "output_dir": "out", "report_to": "none"}
 
@@ -162,6 +163,71 @@ def test_files_with_other_names_are_counted(folder, capsys):
     train, held_out = load_images(config(folder))
     assert len(train) + len(held_out) == 20
     assert "2 files are not named like images and left out, e.g. notes.md" in capsys.readouterr().err
+
+
+def test_a_folder_named_like_a_split_does_not_hide_the_others(folder):
+    """`datasets` takes `train` for a split and the whole dataset, and passes over the other classes."""
+    for name in ("car", "train"):
+        (folder / name).mkdir()
+        for i in range(3):
+            (folder / name / f"{i}.png").write_bytes(as_bytes(good_image(i)))
+    with pytest.raises(DataError, match="of 26 images 3 are in splits, since names such as 'train'"):
+        load_images(config(folder, validation_size=1))
+
+
+def test_subfolders_beside_images_are_no_classes(folder):
+    for name in ("car", "bus"):
+        (folder / name).mkdir()
+        (folder / name / "0.png").write_bytes(as_bytes(good_image(0)))
+    with pytest.raises(UserError, match="label_column: images of .* lie 0 and 1 folders deep"):
+        load_images(config(folder, label_column="label"))
+
+
+def test_cells_without_an_image_and_columns_of_something_else(tmp_path):
+    images = [{"bytes": as_bytes(good_image(i)), "path": None} for i in range(12)]
+    images[7] = None
+    table = datasets.Dataset.from_dict({"image": images, "kind": list(range(12))})
+    table.to_parquet(tmp_path / "train.parquet")
+    train, held_out = load_images(config(tmp_path, validation_size=4))
+    faults = []
+    for part in (train, held_out):
+        for i in range(len(part)):
+            try:
+                part[i]
+            except DataError as error:
+                faults.append(str(error))
+    # By its row, wherever the split has put it.
+    assert faults == [f"image 7 of split train of {tmp_path}: is empty; remove it from the dataset"]
+    train, held_out = load_images(config(tmp_path, validation_size=4, skip_bad_images=True, max_train_images=6))
+    rows = [*train.rows.tolist(), *held_out.rows.tolist()]
+    assert 7 not in rows and len(set(rows)) == len(rows)
+    for part in (train, held_out):
+        assert [part.table[i]["kind"] for i in range(len(part))] == part.rows.tolist()
+    with pytest.raises(UserError, match="image_column: 'kind' of .* holds no images"):
+        load_images(config(tmp_path, validation_size=4, image_column="kind"))
+
+
+def test_what_is_transparent_becomes_white(folder):
+    image = good_image(0).convert("RGBA")
+    image.putalpha(0)
+    (folder / "clear.png").write_bytes(as_bytes(image))
+    train, held_out = load_images(config(folder, convert_images=True))
+    assert sum((image == 1).all().item() for part in (train, held_out) for image in part) == 1
+
+
+def test_floating_point_numbers_have_no_range(folder):
+    Image.fromarray(np.ones((20, 24), np.float32)).save(folder / "numbers.tiff")
+    with pytest.raises(DataError, match="numbers.tiff: holds floating-point numbers"):
+        [image for part in load_images(config(folder, convert_images=True)) for image in part]
+
+
+def test_a_few_images_of_a_named_split_are_any_of_them(tmp_path):
+    """Files lie in the order of their classes: the first ones would be of one class."""
+    table = datasets.Dataset.from_dict({"image": [{"bytes": as_bytes(good_image(i)), "path": None} for i in range(20)],
+                                        "kind": [0] * 10 + [1] * 10})  # fmt: skip
+    table.to_parquet(tmp_path / "train.parquet")
+    few = load_images(config(tmp_path, validation_split="train", max_train_images=8, label_column="kind"))[0]
+    assert len(few) == 8 and few.class_names == ("0", "1")
 
 
 def test_a_missing_column_is_named(folder, call):  # noqa: F811
@@ -309,7 +375,7 @@ def test_a_card_escapes_what_came_from_outside(tmp_path):
     options["card_license"] = "mit"
     save_card(
         tmp_path, f"FQ-VAE on {name}", "Summary.", "a.png", {"So:": "pass"}, {"mse": 0.5}, options, "train_vae",
-        "None.", class_names=[name],
+        "None.", ("image-to-image", "image reconstruction"), class_names=[name],
     )  # fmt: skip
     card = (tmp_path / "README.md").read_text()
     front, body = card.split("---\n", 2)[1:]

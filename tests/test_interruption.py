@@ -148,6 +148,29 @@ def test_steps_that_are_not_finite_are_skipped_when_asked(
     assert all(value.isfinite().all() for value in weights.values())
 
 
+def test_a_resumed_average_counts_the_steps_that_were_made(image_folder, tmp_path, call, monkeypatch):  # noqa: F811
+    """Its decay grows with the steps averaged: the skipped one is not among them, whether the run is resumed or not."""
+    options = {
+        **COMMON,
+        "dataset": image_folder,
+        "skip_nonfinite": True,
+        "decoder_ema_decay": 0.9,
+        "lr_scheduler": "constant",
+    }
+    saved = {}
+    for name, stops in (("whole", (5,)), ("parts", (3, 5))):
+        with monkeypatch.context() as patch:
+            Poison(patch, 2, float("nan"))
+            for stop in stops:
+                run = dict(output_dir=name, max_train_steps=stop, checkpointing_steps=stop)
+                status, _, errors = call(train_vae.main, **{**options, **run})
+                assert status == 0, errors
+        saved[name] = tmp_path / name / "checkpoints" / "step_00000005"
+        assert json.loads((saved[name] / "progress.json").read_text())["averaged_steps"] == 4
+    whole, parts = (load_file(path / "ema.safetensors") for path in saved.values())
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
 def test_a_gradient_that_is_not_finite_stops(image_folder, call, monkeypatch):  # noqa: F811
     loss = TokenAutoencoder.loss
 

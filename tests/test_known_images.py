@@ -116,3 +116,8 @@ def test_spectral_latents_have_no_places(pipeline, given):
     pipeline.vqvae.set_diffusion_view_("spectral", 1)
     with pytest.raises(ValueError, match="mask_image: diffusion latents that are Fourier coefficients"):
         run(pipeline, given, mask_image=torch.ones(1, 1, 8, 12))
+
+
+def test_the_least_strength_is_one_step(pipeline, given):
+    near = run(pipeline, given, strength=1e-3)
+    assert torch.equal(near, run(pipeline, given, strength=0.1)) and near.isfinite().all()  # of ten steps

@@ -1,5 +1,7 @@
 """Encoded images: what is written, what is kept, what is read."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import TINY
@@ -77,6 +79,16 @@ def test_another_model_target_or_mirroring_is_encoded_anew(cache, vae):
     assert len(cache(flip=False)[1]) == 32 and len(cache(target="unquantized")[1]) == 32
     other = FQModel.from_config(vae.config).eval()
     assert len(cache(vae=other)[1]) == 32
+
+
+def test_what_changes_no_token_is_not_encoded_anew(cache, vae, images, monkeypatch):
+    cache()
+    cache("unquantized", flip=False)
+    cache()
+    monkeypatch.setattr(images, "config", replace(images.config, dataloader_num_workers=3))
+    vae.diffusion_view.std *= 2
+    assert cache()[1] == []
+    assert len(cache("unquantized")[1]) == 32  # whose numbers are those of the view
 
 
 def test_a_damaged_shard_is_named(cache, tmp_path):

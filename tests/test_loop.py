@@ -1,6 +1,7 @@
 """A run measured in seconds: its learning rate follows the clock, and it resumes with the time it has used."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,3 +31,12 @@ def test_processes_that_see_different_checkpoints_stop(tmp_path, monkeypatch):
     loader = make_loader(torch.zeros(4, 1), config)
     with pytest.raises(DataError, match=r"different steps in .* \(\[0, 300\]\): it must lie in a file system that all"):
         Run(accelerator, config, torch.nn.Linear(1, 1), loader, None)
+
+
+def test_each_process_needs_a_batch(monkeypatch):
+    """Or else an epoch would have no step, and the untrained model would be the result."""
+    config = TrainingConfig(train_batch_size=4)
+    assert len(make_loader(torch.zeros(10, 1), config)) == 2
+    monkeypatch.setattr("fq_ldm.training.setup.processes", lambda: SimpleNamespace(num_processes=3))
+    with pytest.raises(DataError, match="10 training images do not fill a batch of 4 in each of 3 processes"):
+        make_loader(torch.zeros(10, 1), config)

@@ -175,11 +175,24 @@ def test_export_is_checked_in_a_process_without_the_package(model, tmp_path, cap
 
 def test_an_fq_vae_is_exported_too(model, images, tmp_path):
     model.save_pretrained(tmp_path / "run")
+    (tmp_path / "run" / "README.md").write_text('---\n---\nMine: FQModel.from_pretrained("run")\n')
     export.main([str(tmp_path / "run"), str(tmp_path / "out")])
     with pytest.raises(UserError, match="is not empty"):
         export.main([str(tmp_path / "run"), str(tmp_path / "out")])
     assert torch.equal(load_vae(tmp_path / "out").tokenize(images), model.tokenize(images))
     assert (tmp_path / "out" / "fq_model.py").is_file()
+    assert 'Mine: FQModel.from_pretrained("out")' in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_an_exported_unet_is_not_rounded(model, tmp_path):
+    """Nor are the samples in its folder: float16 is another file beside it."""
+    pipeline = untrained_pipeline(model, 100)
+    pipeline.save_pretrained(tmp_path / "run")
+    exported = export.export(str(tmp_path / "run"), tmp_path / "out", "out")
+    loaded = FQLDMPipeline.from_pretrained(tmp_path / "out")
+    for name, value in pipeline.unet.state_dict().items():
+        assert torch.equal(exported.unet.state_dict()[name], value)
+        assert torch.equal(loaded.unet.state_dict()[name], value)
 
 
 def test_an_fq_vae_is_found_in_a_pipeline(model, images, tmp_path):

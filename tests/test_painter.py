@@ -2,7 +2,8 @@ import pytest
 import torch
 from conftest import smooth_images
 
-from fq_ldm import FQModel
+from fq_ldm import BaselineModel, FQModel
+from fq_ldm.models import take_tokens_
 from fq_ldm.models.painter import Painter
 from fq_ldm.spectrum import spectral_resize
 
@@ -114,3 +115,75 @@ def test_it_is_saved_and_loaded(painting, tmp_path):
 def test_a_painter_that_does_not_fit(changes, message):
     with pytest.raises(ValueError, match=message):
         FQModel(**{**PAINTING, **changes})
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tokens", ["bank", "interleaved"])
+def test_larger_images_have_the_same_tokens(tokens):
+    """A picture resampled by its spectrum has the tokens, and the latents of a diffusion model, that it had."""
+    torch.manual_seed(0)
+    small, images = FQModel(**PAINTING, tokens=tokens), smooth_images(64, 3, 16, 16)
+    small.initialize_(images)
+    painter = dict(painter_block_out_channels=(4, 4, 8, 12), painter_layers_per_block=(1, 1, 2, 4))
+    larger = FQModel(**{**PAINTING, **painter, "sample_size": 32}, tokens=tokens)
+    awake(small.eval())
+    taken = take_tokens_(larger.eval(), small)
+    resampled = 2 * spectral_resize(images, (32, 32))
+    assert torch.equal(larger.tokenize(resampled), small.tokenize(images))
+    latents, larger_latents = (
+        m.to_diffusion_latents(m.quantize_latents(m.encode(x).latents).latents)
+        for m, x in ((small, images), (larger, resampled))
+    )
+    assert 0.5 < latents.std() < 1.5
+    torch.testing.assert_close(larger_latents, latents, rtol=1e-4, atol=1e-4)
+    # The untrained end of the larger painter adds nothing yet.
+    linear = small._linear_decode(small.from_diffusion_latents(latents))
+    back = larger.decode(larger.from_diffusion_latents(latents), force_not_quantize=True).sample
+    torch.testing.assert_close(back, 2 * spectral_resize(linear, (32, 32)), rtol=1e-3, atol=1e-3)
+    stages = ("conv_in.", "sizes.0.", "sizes.1.", "sizes.2.", "growing.0.", "growing.1.")
+    names = [name for name in small.state_dict() if name.removeprefix("decoder.").startswith(stages)]
+    assert sorted(taken) == sorted(names)
+    assert all(torch.equal(larger.state_dict()[name], small.state_dict()[name]) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("changes", "encoder", "message"),
+    [
+        (dict(num_tokens=10), 0, "has num_tokens 12, not 10: give the options it was made with"),
+        (dict(diffusion_patch_size=2), 0, "has diffusion_patch_size 1, not 2"),
+        (dict(), 1, "its encoder has learnt that size"),
+        (dict(spectral_crop=8), 0, r"has tokens inside the spectral_crop \(4, 4\), not \(8, 8\)"),
+    ],
+)
+def test_tokens_that_cannot_be_taken(changes, encoder, message):
+    source = FQModel(**PAINTING)
+    torch.nn.init.constant_(source.encoder.conv_out.bias, encoder)
+    options = {**PAINTING, "sample_size": 32, "painter_block_out_channels": None, **changes}
+    with pytest.raises(ValueError, match=message):
+        take_tokens_(FQModel(**options), source)
+
+
+def test_tokens_of_the_whole_spectrum_are_those_of_a_crop(painting):
+    """A model that was made without a crop gives its tokens to larger images with a crop of its size."""
+    options = {key: value for key, value in PAINTING.items() if not key.startswith("painter_")}
+    whole = FQModel(**{**options, "spectral_crop": None, "num_tokens": 24})
+    larger = {**options, "sample_size": 32, "num_tokens": 24}
+    with pytest.raises(ValueError, match=r"spectral_crop \(16, 16\), not \(32, 32\)"):
+        take_tokens_(FQModel(**{**larger, "spectral_crop": None}), whole)
+    images = painting[1]
+    whole.initialize_(images)
+    model = FQModel(**{**larger, "spectral_crop": 16}).eval()
+    take_tokens_(model, whole.eval())
+    with torch.no_grad():
+        same = model.tokenize(2 * spectral_resize(images, (32, 32))) == whole.tokenize(images)
+    assert same.float().mean() > 0.99
+
+
+def test_models_of_another_kind_have_other_tokens():
+    options = {**PAINTING, "tokens": "grid", "vq_embed_dim": None, "spectral_crop": None, "num_tokens": 16}
+    del options["painter_block_out_channels"]
+    baseline = {key: value for key, value in options.items() if key not in ("tokens", "vq_embed_dim", "spectral_crop")}
+    with pytest.raises(ValueError, match="is a BaselineModel, not a FQModel: give the quantizer it was made with"):
+        take_tokens_(FQModel(**options), BaselineModel(**baseline, quantizer="ema"))
+    with pytest.raises(ValueError, match="only frequency tokens are the same at both"):
+        take_tokens_(FQModel(**{**options, "sample_size": 32}), FQModel(**options))

@@ -15,7 +15,9 @@ from test_scripts import VAE_OPTIONS, call  # noqa: F401  (a fixture)
 
 import train_vae
 from fq_ldm import FQLDMPipeline, FQModel
-from fq_ldm.options import PaintingConfig, TrainingConfig, UserError
+from fq_ldm.diffusion import build_unet
+from fq_ldm.options import LDMConfig, PaintingConfig, TrainingConfig, UserError
+from fq_ldm.spectrum import spectral_resize
 from fq_ldm.training.painting import Adversary, make_objective
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -44,8 +46,11 @@ def stops_at(request, stop, step):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, dict(adversarial_loss="non_saturating", adaptive_weight=True, gradient_penalty_weight=0.1)],
-    ids=["hinge", "all"],
+    [
+        {},
+        dict(adversarial_loss="hinge", adaptive_weight=False, gradient_penalty_weight=0, discriminator_norm="spectral"),
+    ],
+    ids=["logistic", "hinge"],
 )
 def test_a_stopped_run_ends_in_the_same_bits(train, tmp_path, changes):
     """Stopped before the discriminator joins (its 2nd of 5 steps), and after that."""
@@ -68,7 +73,7 @@ def test_the_discriminator_joins_after_its_share(train, tmp_path):
     options = {**ADVERSARIAL, "adversarial_start": 0.5}
     train("run", max_train_steps=4, checkpointing_steps=1, checkpoints_total_limit=4, **options)
     first, second, third = (load_file(tmp_path / f"run/checkpoints/step_{n:08d}/model.safetensors") for n in (1, 2, 3))
-    weights = [name for name in first if "original" in name]
+    weights = [name for name in first if name.startswith("layers.")]
     assert weights and all(torch.equal(first[name], second[name]) for name in weights)
     assert not any(torch.equal(second[name], third[name]) for name in weights)
 
@@ -79,13 +84,50 @@ def test_a_decoder_is_trained_on_the_tokens_of_another_model(train, tmp_path):
     plain, painted = (FQModel.from_pretrained(tmp_path / name) for name in ("plain", "painted"))
     assert painted.config.painter_block_out_channels == [4, 8]
     theirs, ours = plain.state_dict(), painted.state_dict()
-    kept = [k for k in ours if not k.startswith(("decoder.", "diffusion_view."))]
+    kept = [k for k in ours if not k.startswith("decoder.")]
     assert kept and all(torch.equal(theirs[k], ours[k]) for k in kept)
     images = torch.rand(8, 1, 16, 16) * 2 - 1
     assert torch.equal(plain.tokenize(images), painted.tokenize(images))
     assert "validation: " in out
-    again = train("further", max_train_steps=1, start_from="painted", **ADVERSARIAL)
-    assert "start_from: painted" in again
+    again = train("further", max_train_steps=1, start_from="painted", learning_rate=1e-12, **ADVERSARIAL)
+    weights = len(painted.decoder.state_dict())
+    assert f"start_from: the tokens, and {weights} of the decoder's {weights} weights" in again
+    further = FQModel.from_pretrained(tmp_path / "further").state_dict()
+    assert all(torch.allclose(further[name], value, atol=1e-6) for name, value in painted.state_dict().items())
+
+
+def test_a_pipeline_paints_larger_images(train, tmp_path, pipeline):
+    """Tokens and decoder of a small image's model, trained further at twice the size, for the UNet of the first."""
+    frozen = dict(freeze_tokens=True, decode_unquantized=True, **ADVERSARIAL)
+    train("small", max_train_steps=2, **frozen)
+    larger = dict(
+        resolution=32, convert_images=True, painter_block_out_channels=[4, 4, 8], painter_layers_per_block=[1, 1, 2]
+    )
+    out = train("large", max_train_steps=2, start_from="small", **larger, **frozen)
+    assert "start_from: the tokens, and 32 of the decoder's 48 weights" in out
+    small, large = (FQModel.from_pretrained(tmp_path / name) for name in ("small", "large"))
+    ldm = LDMConfig(
+        unet_block_out_channels=[8], unet_attention_levels=[], unet_attention_head_dim=4, unet_norm_num_groups=4
+    )
+    unet, scheduler = build_unet(ldm, small.diffusion_latent_shape), pipeline.scheduler
+    FQLDMPipeline(small, unet, scheduler, quantize_samples=False).save_pretrained(tmp_path / "pipe")
+    images = []
+    for given in ({}, dict(vqvae=large)):
+        pipe = FQLDMPipeline.from_pretrained(tmp_path / "pipe", **given)
+        pipe.set_progress_bar_config(disable=True)
+        images.append(pipe(2, 2, seeds(0, 1), output_type="pt").images * 2 - 1)
+    assert images[1].shape[-2:] == (32, 32)
+    # The same picture, since after so few steps both decoders are nearly linear still.
+    low, lowered = spectral_resize(images[0], (4, 4)), spectral_resize(images[1], (4, 4)) / 2
+    assert (lowered - low).norm() < 0.1 * low.norm()
+    # Not with latents of another deviation, or of another crop.
+    large.diffusion_view.std *= 1.1
+    with pytest.raises(ValueError, match="vqvae: has other diffusion latents than those that the UNet of .*pipe was"):
+        FQLDMPipeline.from_pretrained(tmp_path / "pipe", vqvae=large)
+    train("other", max_train_steps=1, num_tokens=4, spectral_crop=4, painter_block_out_channels=[4, 4, 8])
+    other = FQModel.from_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="train it with train_vae.py --start_from"):
+        FQLDMPipeline.from_pretrained(tmp_path / "pipe", vqvae=other)
 
 
 @pytest.mark.parametrize(
@@ -96,6 +138,8 @@ def test_a_decoder_is_trained_on_the_tokens_of_another_model(train, tmp_path):
         (dict(adversarial_weight=-1), "adversarial_weight: must not be negative, not -1.0"),
         (dict(start_from="nowhere"), "start_from: no FQ-VAE can be loaded from nowhere"),
         (dict(painter_block_out_channels=[4, 8, 8]), "grow the spectral crop"),
+        (dict(adversarial_weight=1, discriminator_block_out_channels=[4, 4, 4, 4, 4]),
+         "discriminator_block_out_channels: halve the image each: images of (16, 16) allow 4, not 5 numbers"),
         (dict(latent_noise=0.1, compile=True), "compile: does not go with a decoder that is trained to paint"),
         (dict(adversarial_weight=1, quantizer="sq", num_tokens=16, spectral_crop=None, vq_embed_dim=None,
               painter_block_out_channels=None), "has an objective of its own"),
@@ -125,7 +169,7 @@ def test_a_spoilt_painting_teaches_the_discriminator_nothing():
 
 def test_batches_are_not_added_up_in_fp16_beside_a_discriminator():
     training = TrainingConfig(output_dir="out", gradient_accumulation_steps=2)
-    painting = PaintingConfig(adversarial_weight=1.0)
+    painting = PaintingConfig(adversarial_weight=1.0, discriminator_block_out_channels=[4])
     with pytest.raises(UserError, match="gradient_accumulation_steps: does not go with a discriminator in fp16"):
         make_objective(SimpleNamespace(mixed_precision="fp16"), FQModel(**TINY), painting, training)
 

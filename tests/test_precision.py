@@ -9,6 +9,7 @@ from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 from test_pipeline import seeds
 
 from fq_ldm import FQLDMPipeline
+from fq_ldm.training.scaler import ScalerWatch
 
 
 @pytest.mark.parametrize("cast", [lambda m: m.half(), lambda m: m.to(torch.float16), lambda m: m.to(torch.bfloat16)])
@@ -68,3 +69,24 @@ def test_an_offloaded_pipeline_gives_the_same_images(pipeline, offload, monkeypa
         assert torch.equal(pipeline(2, 2, seeds(0, 1), output_type="pt").images, expected)
     # The FQ-VAE is used through its parts' methods, which hooks of `forward` would not notice.
     assert not any(hasattr(module, "_hf_hook") for module in pipeline.vqvae.modules())
+
+
+def test_steps_of_a_discriminator_are_not_counted_as_skipped():
+    """One scaler for two optimizers: of its falls, those at the model's own steps are counted."""
+    parameters = [torch.nn.Parameter(torch.ones(1)) for _ in range(2)]
+    model, discriminator = (torch.optim.SGD([parameter], lr=0.1) for parameter in parameters)
+    scaler = torch.amp.GradScaler("cpu")
+    watch = ScalerWatch(scaler)
+
+    def step(optimizer, gradient):
+        scaler.scale((optimizer.param_groups[0]["params"][0] * gradient).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+
+    for of_discriminator, of_model in ((1, 1), (torch.inf, 1), (1, torch.inf), (1, 1), (torch.inf, torch.inf)):
+        step(discriminator, of_discriminator)
+        watch.before_step()
+        step(model, of_model)
+        watch.after_step()
+    assert watch.collect() == 2

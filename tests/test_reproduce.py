@@ -70,6 +70,8 @@ def test_a_table_then_figures_from_the_same_runs(workplace, reproduce_):
         assert status == 0, said.err
         assert (workplace / "results" / f"{name}_cifar10" / "figure.png").is_file()
     assert [path.stat().st_mtime for path in weights] == times  # nothing was trained again
+    status, said = reproduce_("table1", "--metrics", "--only", "vq_vae", "--learning_rate", "0.5")
+    assert status == 2 and "holds checkpoints of a run with other options (learning_rate " in said.err
     shares = json.loads((workplace / "results" / "fig3_cifar10" / "data.json").read_text())["rows"][0]["runs"][0]
     assert len(shares["sorted_usage"]) == 16 and sum(shares["sorted_usage"]) == pytest.approx(1)
 

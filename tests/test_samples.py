@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fq_ldm.metrics.samples import PowerSpectrum, nearest_images, spectral_distance
+from fq_ldm.metrics.samples import PowerSpectrum, SpectrumOfPairs, nearest_images, spectral_distance
 
 
 def radial(images):
@@ -32,6 +32,15 @@ def test_white_noise_has_a_flat_spectrum_of_its_variance():
     power = radial(noise)
     assert len(power) == 6
     torch.testing.assert_close(power, torch.ones(6, dtype=torch.float64), rtol=0.05, atol=0)
+
+
+def test_pairs_are_compared_frequency_by_frequency():
+    images = torch.randint(0, 256, (6, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = images // 2 * 2
+    pairs = SpectrumOfPairs()
+    for part in images.split(4):
+        pairs.add(part, part // 2)
+    torch.testing.assert_close(pairs.compute(), torch.full((8,), 20 * math.log10(0.5), dtype=torch.float64))
 
 
 def test_spectral_distance_is_in_decibels():

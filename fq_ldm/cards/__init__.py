@@ -2,7 +2,7 @@
 
 from .card import model_name, save_card
 from .hub import CONFIG_FILE, check_hub, push_to_hub
-from .metrics_file import save_metrics
+from .metrics_file import save_json, save_metrics
 from .pictures import display_scale, save_grid
 from .usage import pipeline_usages, vae_usages
 
@@ -15,6 +15,7 @@ __all__ = [
     "push_to_hub",
     "save_card",
     "save_grid",
+    "save_json",
     "save_metrics",
     "vae_usages",
 ]

@@ -32,6 +32,7 @@ def save_card(
     options: dict,
     script: str,
     limits: str,
+    task: tuple[str, str],
     pipeline_tag: str | None = None,
     class_names: list[str] | None = None,
     base_model: str | None = None,
@@ -48,14 +49,15 @@ def save_card(
         options: the resolved configuration of the run, with the dataset, `card_notes` and `card_license`.
         script: that trained it, by its name in the package.
         limits: what the model is not for, Markdown.
-        pipeline_tag: the Hub's name of the task.
+        task: what the metrics are of: the Hub's name of the nearest task, and what it is in words.
+        pipeline_tag: the Hub's name of the task that the model is listed under, if there is one.
         class_names: of the classes that it knows.
         base_model: what it was trained on top of; shown if it is the name of a repository.
     """
     options = public(options)
     configuration = to_yaml(options).strip()
     card = ModelCard.from_template(
-        _front_matter(folder.name, metrics, options, pipeline_tag, base_model),
+        _front_matter(folder.name, metrics, options, task, pipeline_tag, base_model),
         template_path=str(TEMPLATE),
         title=escape(title),
         summary=summary,
@@ -91,7 +93,7 @@ def is_repository(name: str | None) -> bool:
 
 
 def _front_matter(
-    name: str, metrics: dict, options: dict, pipeline_tag: str | None, base_model: str | None
+    name: str, metrics: dict, options: dict, task: tuple[str, str], pipeline_tag: str | None, base_model: str | None
 ) -> ModelCardData:
     """What the Hub reads; of a dataset that is not on the Hub only the letters of its name, and the like."""
     dataset = str(options["dataset"])
@@ -99,8 +101,8 @@ def _front_matter(
     dataset_name = re.sub(r"[^\w.-]+", "-", Path(dataset).name)
     results = [
         EvalResult(
-            task_type=pipeline_tag or "image-to-image",
-            task_name=None if pipeline_tag else "image reconstruction",
+            task_type=task[0],
+            task_name=task[1],
             dataset_type=dataset if on_hub else dataset_name,
             dataset_name=dataset_name,
             dataset_split=options["validation_split"] or options["train_split"],

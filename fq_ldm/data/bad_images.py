@@ -52,7 +52,9 @@ def without_bad_images(parts: tuple[ImageDataset, ...], log: Path | None) -> tup
                 lines.append(f"{fault}\n")
         if not good.any():
             raise DataError(f"{dataset.config.dataset}: none of {len(dataset)} images can be used; e.g. {lines[-1]}")
-        kept.append(ImageDataset(dataset.table.select(np.flatnonzero(good)), dataset.config, dataset.classes))
+        chosen = np.flatnonzero(good)
+        table, rows = dataset.table.select(chosen), dataset.rows[chosen]
+        kept.append(ImageDataset(table, dataset.config, dataset.split, rows, dataset.classes))
     if lines:
         where = ""
         if log is not None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from ..options import DataConfig, DataError
+from ..options import DataConfig, DataError, UserError
 from .labels import Classes, class_numbers
 
 SAMPLE_BATCH_SIZE = 256
@@ -32,17 +32,34 @@ class ImageDataset(torch.utils.data.Dataset):
     Args:
         table: a `datasets.Dataset` with the image column that the configuration names.
         config: how to cut the images.
+        split: of the dataset, in which the images lie.
+        rows: where in it each image lies, (n,) int64, counted from 0.
         classes: of the training images, or None.
+
+    Raises:
+        UserError: if the column holds no images.
     """
 
-    def __init__(self, table: datasets.Dataset, config: DataConfig, classes: Classes | None = None):
+    def __init__(
+        self,
+        table: datasets.Dataset,
+        config: DataConfig,
+        split: str,
+        rows: np.ndarray,
+        classes: Classes | None = None,
+    ):
         self.table = table
+        self.split = split
+        self.rows = rows
         self.config = config
         self.classes = classes
         # Decoded here rather than by datasets, to be able to say which image is broken.
-        self._cells = table.select_columns(config.image_column).cast_column(
-            config.image_column, datasets.Image(decode=False)
-        )
+        try:
+            self._cells = table.select_columns(config.image_column).cast_column(
+                config.image_column, datasets.Image(decode=False)
+            )
+        except (RuntimeError, ValueError, TypeError) as error:  # pyarrow's and datasets' ways to say it
+            raise UserError(f"image_column: '{config.image_column}' of {config.dataset} holds no images") from error
 
     def __len__(self) -> int:
         return len(self.table)
@@ -50,7 +67,11 @@ class ImageDataset(torch.utils.data.Dataset):
     @cached_property
     def labels(self) -> torch.Tensor | None:
         """The class of each image, (n,) int64, or None where there are no classes; see `class_numbers`."""
-        return None if self.classes is None else class_numbers(self.table, self.classes, self.config.dataset)
+        return None if self.classes is None else class_numbers(self.table, self.classes, self.name)
+
+    def name(self, i: int) -> str:
+        """What to call image number i where it has no path."""
+        return f"image {self.rows[i]} of split {self.split} of {self.config.dataset}"
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -63,8 +84,8 @@ class ImageDataset(torch.utils.data.Dataset):
         Raises:
             DataError: if it cannot be read or does not fit; the message names it.
         """
-        cell = self._cells[i][self.config.image_column]
-        name = cell["path"] or f"image {i} of {self.config.dataset}"
+        cell = self._cells[i][self.config.image_column] or {"path": None, "bytes": None}
+        name = cell["path"] or self.name(i)
         if cell["bytes"] is None and cell["path"] is None:
             raise DataError(f"{name}: is empty; remove it from the dataset")
         try:
@@ -91,10 +112,15 @@ class ImageDataset(torch.utils.data.Dataset):
                 f"{name}: is {kind}, but channels is {self.config.channels} ({mode}): set channels, or convert_images "
                 "to convert what differs"
             )
+        if image.mode == "F":
+            raise DataError(
+                f"{name}: holds floating-point numbers, which have no range of their own: convert it to 8 bits"
+            )
         if image.mode.startswith("I"):  # 16 bits, which Pillow would clip to 8
             image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
-        if "transparency" in image.info:
+        if image.has_transparency_data:  # whose colours are whatever was left there
             image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return image.convert(mode)
 
     def _cut(self, image: Image.Image, name: str) -> Image.Image:

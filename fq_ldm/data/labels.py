@@ -1,5 +1,6 @@
 """Class labels of images."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import datasets
@@ -52,8 +53,13 @@ def find_classes(table: datasets.Dataset, column: str, dataset: str) -> Classes:
     return Classes(column, tuple(map(str, values)), tuple(values))
 
 
-def class_numbers(table: datasets.Dataset, classes: Classes, dataset: str) -> torch.Tensor:
+def class_numbers(table: datasets.Dataset, classes: Classes, name: Callable[[int], str]) -> torch.Tensor:
     """The class of each image, (n,) int64 in 0 .. len(names) - 1.
+
+    Args:
+        table: of the images.
+        classes: that they can have.
+        name: what to call an image, by its number.
 
     Raises:
         DataError: for an image without a label, or with one that no training image has; the message names it.
@@ -65,5 +71,5 @@ def class_numbers(table: datasets.Dataset, classes: Classes, dataset: str) -> to
         found = (
             "has no label" if value is None or value == -1 else f"has the label {value!r}, which no training image has"
         )
-        raise DataError(f"image {wrong[0]} of {dataset}: {found} ({classes.column}); remove it from the dataset")
+        raise DataError(f"{name(int(wrong[0]))}: {found} ({classes.column}); remove it from the dataset")
     return torch.from_numpy(numbers)

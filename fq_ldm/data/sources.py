@@ -6,9 +6,12 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from PIL import Image
 
 from ..options import DataConfig, DataError, UserError
+
+IMAGE_FILES = frozenset(ImageFolder.EXTENSIONS)
 
 
 def load_splits(config: DataConfig) -> datasets.DatasetDict:
@@ -33,9 +36,10 @@ def load_splits(config: DataConfig) -> datasets.DatasetDict:
             return datasets.load_dataset(config.dataset, config.dataset_config)
         drop_labels = True if config.label_column is None else None  # None: where there are subfolders
         splits = datasets.load_dataset("imagefolder", data_dir=str(path), drop_labels=drop_labels)
-        _report_other_files(path, sum(map(len, splits.values())))
+        _check_files(path, sum(map(len, splits.values())))
         return splits
-    except (OSError, ValueError, tarfile.TarError, datasets.exceptions.DatasetsError) as error:
+    # A RuntimeError says that a dataset is a script, which is not run.
+    except (OSError, ValueError, RuntimeError, tarfile.TarError, datasets.exceptions.DatasetsError) as error:
         vague = type(error) is datasets.exceptions.DatasetGenerationError  # "an error occurred"
         reason = " ".join(str(error.__cause__ if vague else error).split())
         raise DataError(f"{config.dataset}: cannot be loaded as a folder, parquet or Hub dataset ({reason})") from error
@@ -44,6 +48,12 @@ def load_splits(config: DataConfig) -> datasets.DatasetDict:
 def is_image_folder(path: Path) -> bool:
     """Whether a dataset is a folder of image files, whose only labels are its subfolders."""
     return path.is_dir() and _folder_kind(path) == "images"
+
+
+def image_depths(folder: Path) -> list[int]:
+    """How many folders deep in a folder images lie, sorted."""
+    files = [path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_FILES]
+    return sorted({len(path.relative_to(folder).parts) - 1 for path in files})
 
 
 def _folder_kind(path: Path) -> str:
@@ -63,13 +73,22 @@ def _load_tars(folder: Path) -> datasets.DatasetDict:
     return datasets.load_dataset("webdataset", data_files={split: tars for split, tars in files.items() if tars})
 
 
-def _report_other_files(folder: Path, loaded: int) -> None:
-    """Say how many files `datasets` has passed over, since it goes by their names alone."""
+def _check_files(folder: Path, loaded: int) -> None:
+    """Say how many files `datasets` has passed over, since it goes by their names alone.
+
+    Raises:
+        DataError: if there are images among them: a folder or file with the name of a split hides all others.
+    """
     files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith((".", "metadata."))]
+    images = sum(path.suffix.lower() in IMAGE_FILES for path in files)
+    if images > loaded:
+        raise DataError(
+            f"{folder}: of {images} images {loaded} are in splits, since names such as 'train' or 'test' in it are "
+            "taken for those of splits: rename them, or put all images into folders of splits"
+        )
     if others := len(files) - loaded:
-        named = sorted(path.name for path in files if path.suffix.lower() not in Image.registered_extensions())
-        example = f", e.g. {named[0]}" if named else ""
-        print(f"{folder}: {others} files are not named like images and left out{example}", file=sys.stderr)
+        named = sorted(path.name for path in files if path.suffix.lower() not in IMAGE_FILES)
+        print(f"{folder}: {others} files are not named like images and left out, e.g. {named[0]}", file=sys.stderr)
 
 
 def _digits() -> datasets.Dataset:

@@ -7,6 +7,7 @@ what is read lies in memory: the shards are mapped, not loaded, and processes of
 import bisect
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -124,8 +125,16 @@ def _is_current(path: Path, key: str) -> bool:
 
 
 def fingerprint(vae: TokenAutoencoder, images: ImageDataset, target: str, flip: bool) -> str:
-    """What a shard is for, in short: the FQ-VAE's weights, the images, and how they are encoded."""
-    digest = hashlib.sha256(f"{images.config} {len(images)} {vae.config} {target} {flip}".encode())
+    """What a shard is for, in short: the FQ-VAE's weights, how many images by which options, and how they are encoded.
+
+    Tokens do not depend on the view of the latents.
+    """
+    options = replace(images.config, dataloader_num_workers=0)  # changes no image
+    viewed = target != "quantized"
+    view = {key: value for key, value in vae.config.items() if viewed or not key.startswith("diffusion_")}
+    digest = hashlib.sha256(f"{options} {len(images)} {view} {target} {flip}".encode())
     for name, value in vae.state_dict().items():
+        if not viewed and name.startswith("diffusion_view."):
+            continue
         digest.update(name.encode() + value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -34,8 +34,8 @@ def check_vae(vae: TokenAutoencoder, path: str, data: DataConfig) -> None:
         )
 
 
-def choose_view(vae: TokenAutoencoder, ldm: LDMConfig) -> bool:
-    """Give the FQ-VAE the view of its latents that the options ask for; tells whether that changed it.
+def choose_view(vae: TokenAutoencoder, ldm: LDMConfig) -> None:
+    """Give the FQ-VAE the view of its latents that the options ask for; `measure_view_` must follow.
 
     Raises:
         UserError: if the latents have no such view.
@@ -43,12 +43,11 @@ def choose_view(vae: TokenAutoencoder, ldm: LDMConfig) -> bool:
     old = (vae.config.diffusion_layout, vae.config.diffusion_patch_size)
     new = (ldm.latent_layout or old[0], ldm.latent_patch_size or old[1])
     if new == old:
-        return False
+        return
     try:
         vae.set_diffusion_view_(*new)
     except ValueError as error:
         raise UserError(f"latent_layout, latent_patch_size: {error}") from error
-    return True
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """What `evaluate.py` is made of."""
 
-from .classes import judge_classes, train_judge
-from .inputs import check_images, choose_images, chosen_metrics, load_model
+from .classes import judge_classes, make_judge
+from .inputs import check_images, check_output, choose_images, chosen_metrics, load_model
 from .networks import load_pair_metrics
 from .report import PROTOCOL, save_report
 from .samples import evaluate_pipeline
@@ -10,6 +10,7 @@ from .vae import evaluate_vae
 __all__ = [
     "PROTOCOL",
     "check_images",
+    "check_output",
     "choose_images",
     "chosen_metrics",
     "evaluate_pipeline",
@@ -18,5 +19,5 @@ __all__ = [
     "load_model",
     "load_pair_metrics",
     "save_report",
-    "train_judge",
+    "make_judge",
 ]

@@ -1,13 +1,20 @@
 """Classes of samples: those asked for, and those that a classifier of real images reads."""
 
+import json
+from pathlib import Path
+
 import torch
 from accelerate.utils import broadcast
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, StackDataset, Subset
 
+from ..atomic import replacing
 from ..data import ImageDataset
+from ..distributed import processes
 from ..metrics.classifier import CONFIDENT, Classifier, train_classifier
 from ..metrics.fidelity import frechet_distance
-from ..options import EvaluationConfig, UserError
+from ..options import DataError, EvaluationConfig, UserError
 from ..pipelines import FQLDMPipeline
 from .networks import one_line
 
@@ -36,8 +43,27 @@ def check_classes(pipeline: FQLDMPipeline, images: ImageDataset, config: Evaluat
         )
 
 
-def train_judge(images: ImageDataset, config: EvaluationConfig, mirrored: bool, device: torch.device) -> Classifier:
-    """A classifier of the training images; every process trains one, and has that of the first."""
+def make_judge(images: ImageDataset, config: EvaluationConfig, mirrored: bool, device: torch.device) -> Classifier:
+    """A classifier of the training images: that of `config.classifier` if there is one, else one that is kept there.
+
+    Raises:
+        DataError: if the file is none of a classifier of these classes, or cannot be written.
+    """
+    path = None if config.classifier is None else Path(config.classifier)
+    if path is not None and path.is_file():
+        return _load_judge(path, images).to(device)
+    judge = _train_judge(images, config, mirrored, device)
+    if path is not None and processes().is_main_process:
+        try:
+            with replacing(path) as file:
+                save_file(judge.state_dict(), file, metadata={"classes": json.dumps(images.class_names)})
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"classifier: {path} cannot be written ({error})") from error
+    return judge
+
+
+def _train_judge(images: ImageDataset, config: EvaluationConfig, mirrored: bool, device: torch.device) -> Classifier:
+    """Every process trains one, and has that of the first."""
     shuffle = torch.Generator().manual_seed(0)
     data = StackDataset(images, images.labels)
     loader = DataLoader(data, CLASSIFIER_BATCH, shuffle=True, generator=shuffle, drop_last=len(data) > CLASSIFIER_BATCH)
@@ -47,6 +73,19 @@ def train_judge(images: ImageDataset, config: EvaluationConfig, mirrored: bool, 
     for value in judge.state_dict().values():
         broadcast(value)  # sums on a GPU come in another order each time
     return judge
+
+
+def _load_judge(path: Path, images: ImageDataset) -> Classifier:
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = (file.metadata() or {}).get("classes")
+        judge = Classifier(images.config.channels, len(images.class_names))
+        judge.load_state_dict(load_file(path))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise DataError(f"classifier: {path} holds none of these images ({' '.join(str(error).split())})") from error
+    if names != json.dumps(images.class_names):
+        raise DataError(f"classifier: {path} knows the classes {names}, not {json.dumps(images.class_names)}")
+    return judge.eval()
 
 
 def labels_of(images: ImageDataset | Subset) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """What is measured: the model, the images and the metrics that the options ask for."""
 
+import tempfile
 from pathlib import Path
 
 import torch
@@ -31,6 +32,16 @@ def load_model(config: EvaluationConfig):
         raise UserError(f"device: {config.device} cannot be used ({str(error).splitlines()[0]})") from error
 
 
+def check_output(folder: Path) -> None:
+    """Raise a `DataError` if a folder cannot be written, or made: told before hours of sampling."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise DataError(f"output_dir: {folder} cannot be written ({error})") from error
+
+
 def chosen_metrics(config: EvaluationConfig, is_pipeline: bool, has_classes: bool = False) -> list[str]:
     """The metrics asked for, or the usual ones, those of classes if the images have any.
 
@@ -42,7 +53,11 @@ def chosen_metrics(config: EvaluationConfig, is_pipeline: bool, has_classes: boo
         if name not in possible:
             kind = "a pipeline" if is_pipeline else "an FQ-VAE"
             raise UserError(f"metrics: {name} does not fit {config.model}, {kind}: give any of {', '.join(possible)}")
-    usual = [name for name in PIPELINE_METRICS if name != "classes" or has_classes] if is_pipeline else VAE_METRICS[:2]
+    usual = (
+        [name for name in PIPELINE_METRICS if name != "classes" or has_classes]
+        if is_pipeline
+        else VAE_METRICS[: 1 + config.quantize]
+    )
     return config.metrics or list(usual)
 
 

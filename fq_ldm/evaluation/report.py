@@ -1,7 +1,8 @@
 """`evaluation.json` and `evaluation.md`."""
 
-import json
 from pathlib import Path
+
+from ..cards import save_json
 
 PROTOCOL = {
     "mse": "values in [0, 1], reconstructions clamped and rounded to 8 bits",
@@ -40,7 +41,7 @@ def save_report(folder: Path, report: dict, arrays: dict) -> str:
         [f"{about}:", "", "| metric | value |", "|---|---|", *rows, "", "```bash", report["command"], "```"]
     )
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "evaluation.json").write_text(json.dumps({**report, **arrays}, indent=2) + "\n")
+    save_json(folder / "evaluation.json", {**report, **arrays})
     (folder / "evaluation.md").write_text(text + "\n")
     return text
 

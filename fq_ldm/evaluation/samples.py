@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..cards import display_scale, save_grid
-from ..data import ImageDataset
+from ..data import ImageDataset, sample_images
 from ..diffusion import sampling_scheduler
 from ..distributed import merge, my_batches, my_share, processes
 from ..metrics import to_uint8
@@ -15,7 +15,7 @@ from ..metrics.fidelity import frechet_distance, kernel_distance, precision_reca
 from ..metrics.samples import PowerSpectrum, nearest_images, spectral_distance
 from ..options import NETWORK_METRICS, EvaluationConfig, check
 from ..pipelines import FQLDMPipeline
-from .classes import check_classes, judge_classes, labels_of, spread_classes, train_judge
+from .classes import check_classes, judge_classes, labels_of, make_judge, spread_classes
 from .networks import make_extractor, one_line
 
 GRID_SAMPLES = 64  # in samples.png
@@ -40,7 +40,7 @@ def evaluate_pipeline(
         train_images: where their nearest neighbours are sought, and what the classifier learns from.
         config: how many samples, and the rest.
         metrics: out of `PIPELINE_METRICS`.
-        mirrored: the model was trained on mirror images too.
+        mirrored: the classifier learns from mirror images too.
 
     Returns:
         metrics (name -> number, or text), and arrays: "spectrum" over frequencies, "classes" over classes, each
@@ -57,7 +57,8 @@ def evaluate_pipeline(
     extractor = make_extractor(config, network_metrics, pipeline.device) if network_metrics else None
     judge = None
     if "classes" in metrics and train_images.class_names:
-        judge = train_judge(train_images, config, mirrored, pipeline.device)
+        judge = make_judge(train_images, config, mirrored, pipeline.device)
+        labels_of(images)  # one that is missing is told before an hour of sampling
     asked = None
     if pipeline.num_classes:
         asked = spread_classes(pipeline.config.class_shares, config.num_samples, config.seed)
@@ -85,8 +86,10 @@ def evaluate_pipeline(
         found, arrays["classes"] = judge_classes(judged, labels_of(images), asked, train_images.class_names)
         results |= found
     if "neighbours" in metrics:
-        kept = {name: part[: config.neighbour_samples] for name, part in kept.items()}
-        results |= compare_neighbours(kept, train_images, config, mirrored)
+        # Of the images any: files often lie in the order of their classes.
+        some = to_uint8(sample_images(images, config.neighbour_samples, seed=0))
+        queries = {"samples": kept["samples"][: config.neighbour_samples], "images": some}
+        results |= compare_neighbours(queries, train_images, config)
     return results, arrays
 
 
@@ -123,21 +126,20 @@ def _look_at(batches, extractor, judge, config: EvaluationConfig) -> tuple:
     return spectrum.radial(merge), first, found, said
 
 
-def compare_neighbours(
-    kept: dict[str, torch.Tensor], train_images: ImageDataset, config: EvaluationConfig, mirrored: bool
-) -> dict:
-    """How near samples come to training images, beside how near other images come; writes `neighbours.png`.
+def compare_neighbours(kept: dict[str, torch.Tensor], train_images: ImageDataset, config: EvaluationConfig) -> dict:
+    """How near samples come to training images, mirrored or not, beside how near other images come.
+
+    Writes `neighbours.png`.
 
     Args:
         kept: "samples" and "images", (n, c, H, W) uint8 each.
         train_images: where neighbours are sought.
         config: output folder and batch size.
-        mirrored: among mirror images too.
     """
     queries = torch.cat([kept["samples"], kept["images"]]).float() / 255
     batches = DataLoader(train_images, batch_size=NEIGHBOUR_BATCH)
     batches = ((batch + 1) / 2 for batch in tqdm(batches, desc="nearest training images"))
-    distances, positions = nearest_images(queries, batches, mirrored)
+    distances, positions = nearest_images(queries, batches)
     of_samples, of_images = distances.split([len(kept["samples"]), len(kept["images"])])
 
     # The samples that come nearest, above their neighbours.

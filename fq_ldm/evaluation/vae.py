@@ -6,6 +6,7 @@ from tqdm.auto import tqdm
 from ..data import sample_images
 from ..distributed import merge, my_batches
 from ..metrics import CodebookUsage, evaluate_reconstruction, sorted_usage, unit_information
+from ..metrics.samples import SpectrumOfPairs
 from ..options import EvaluationConfig
 from .networks import load_pair_metrics, one_line
 
@@ -16,26 +17,44 @@ def evaluate_vae(
     """Measure an FQ-VAE.
 
     Returns:
-        metrics (name -> number), and arrays over the codebook entries (name -> list).
+        metrics (name -> number), and arrays: "codebook" over its entries, "spectrum" over frequencies, each
+        (name -> list).
 
     Raises:
         UserError: if a metric lacks its weights or cannot take these images.
     """
     pairs = load_pair_metrics(config, metrics, model.device)
-    results, arrays = {"images": len(images)}, {}
+    if "spectrum" in metrics:
+        pairs["spectrum"] = SpectrumOfPairs()
+    results, arrays = {"images": len(images), "quantized": config.quantize}, {"codebook": {}}
     if metrics != ["unit_information"]:
         usage = CodebookUsage(model.config.num_vq_embeddings)
         batches = tqdm(my_batches(images, config.batch_size), desc="reconstructing")
-        measured = one_line(evaluate_reconstruction, model, batches, usage=usage, pair_metrics=pairs, merge=merge)
+        measured = one_line(
+            evaluate_reconstruction,
+            model,
+            batches,
+            usage=usage,
+            pair_metrics=pairs,
+            merge=merge,
+            quantize=config.quantize,
+        )
+        if "spectrum" in metrics:
+            gain = measured.pop("spectrum")
+            arrays["spectrum"] = {"gain_db": gain.tolist()}
+            measured["spectral_distance_db"] = gain.square().mean().sqrt().item()
+            measured["spectral_deviation_largest_db"] = gain.abs().max().item()
         parts = {
             "reconstruction": ("mse", "psnr", "ssim", "ssim_gaussian"),
             "codebook": ("bits_per_image", "num_vq_embeddings", "codes_used", "perplexity"),
+            "spectrum": ("spectral_distance_db", "spectral_deviation_largest_db"),
         }
         measured["num_vq_embeddings"] = model.config.num_vq_embeddings
         for name in metrics:
             results |= {key: measured[key] for key in parts.get(name, (name,)) if key in measured}
         if "codebook" in metrics:
-            arrays = {"counts": usage.counts.tolist(), "sorted_usage": sorted_usage(usage.counts).tolist()}
+            counts = usage.counts
+            arrays["codebook"] = {"counts": counts.tolist(), "sorted_usage": sorted_usage(counts).tolist()}
     if "unit_information" in metrics:
         sample = sample_images(images, config.unit_images, config.seed)
         rise = unit_information(model, sample, config.batch_size)
@@ -44,5 +63,5 @@ def evaluate_vae(
             "unit_information_mean": rise.mean().item(),
             "unit_information_max": rise.max().item(),
         }
-        arrays["unit_information"] = rise.tolist()
+        arrays["codebook"]["unit_information"] = rise.tolist()
     return results, arrays

@@ -16,6 +16,7 @@ def evaluate_reconstruction(
     usage: CodebookUsage | None = None,
     pair_metrics: dict | None = None,
     merge: Callable[[list], list] = list,
+    quantize: bool = True,
 ) -> dict[str, float]:
     """Means over all images of MSE, PSNR and SSIM, and the use of the codebook.
 
@@ -29,10 +30,12 @@ def evaluate_reconstruction(
         pair_metrics: name -> a metric such as `fidelity.LPIPS`, with `add(images, reconstructions)`, which takes uint8
             batches, and `compute(merge)`.
         merge: where several processes have batches of their own, makes one list of all of a list of each.
+        quantize: reconstruct from tokens, as a codec; else from the latents as they are, as a pipeline does that does
+            not quantize its samples.
 
     Returns:
-        images, mse, nmse, psnr (dB), ssim (uniform window), ssim_gaussian, codes_used, perplexity, bits_per_image, and
-        the pair metrics under their names.
+        images, mse, nmse, psnr (dB), ssim (uniform window), ssim_gaussian; with tokens codes_used, perplexity,
+        bits_per_image; and the pair metrics under their names.
     """
     model.eval()
     usage = CodebookUsage(model.config.num_vq_embeddings) if usage is None else usage
@@ -40,8 +43,11 @@ def evaluate_reconstruction(
     sums = []  # of each batch
     for batch in batches:
         batch = batch.to(model.device)
-        output = model(batch)
-        usage.add(output.indices)
+        if quantize:
+            output = model(batch)
+            usage.add(output.indices)
+        else:
+            output = model(batch, force_not_quantize=True)
         images, reconstructions = to_uint8(batch), to_uint8(output.sample)
         pair = (reconstructions / 255, images / 255)
         values = (mse(*pair), psnr(*pair), ssim(*pair), ssim(*pair, window="gaussian"))
@@ -51,6 +57,10 @@ def evaluate_reconstruction(
     count, *totals = map(sum, zip(*merge(sums), strict=True))
     means = {name: total / count for name, total in zip(("mse", "psnr", "ssim", "ssim_gaussian"), totals, strict=True)}
     usage.counts = sum(merge([usage.counts]))
+    codec = {}
+    if quantize:
+        bits = model.bits_per_image
+        codec = {"codes_used": usage.codes_used(), "perplexity": usage.perplexity(), "bits_per_image": bits}
     return {
         "images": count,
         "mse": means["mse"],
@@ -58,9 +68,7 @@ def evaluate_reconstruction(
         "psnr": means["psnr"],
         "ssim": means["ssim"],
         "ssim_gaussian": means["ssim_gaussian"],
-        "codes_used": usage.codes_used(),
-        "perplexity": usage.perplexity(),
-        "bits_per_image": model.bits_per_image,
+        **codec,
         **{name: metric.compute(merge) for name, metric in pair_metrics.items()},
     }
 

@@ -38,6 +38,22 @@ class PowerSpectrum:
         return (rings / torch.bincount(radius.flatten()))[1 : side // 2 + 1]
 
 
+class SpectrumOfPairs:
+    """How the power spectrum of reconstructions differs from that of their images, in dB."""
+
+    def __init__(self):
+        self._images, self._reconstructions = PowerSpectrum(), PowerSpectrum()
+
+    def add(self, images: torch.Tensor, reconstructions: torch.Tensor) -> None:
+        """Take batches (B, c, H, W) uint8."""
+        self._images(images / 255)
+        self._reconstructions(reconstructions / 255)
+
+    def compute(self, merge: Callable[[list], list] = list) -> torch.Tensor:
+        """At 1 .. min(H, W) / 2 cycles per image side, below 0 where reconstructions are weaker: float64."""
+        return 10 * torch.log10(self._reconstructions.radial(merge) / self._images.radial(merge))
+
+
 def spectral_distance(first: torch.Tensor, second: torch.Tensor) -> float:
     """Root mean square difference of two radial power spectra in dB; 0 for equal ones."""
     return (10 * torch.log10(first / second)).square().mean().sqrt().item()

@@ -3,6 +3,7 @@ from .baselines import BaselineModel, HQAModel
 from .fq_model import FQModel
 from .loading import CLASSES, load_vae
 from .outputs import FQDecoderOutput, QuantizedLatents
+from .transfer import take_tokens_
 
 __all__ = [
     "CLASSES",
@@ -13,4 +14,5 @@ __all__ = [
     "QuantizedLatents",
     "TokenAutoencoder",
     "load_vae",
+    "take_tokens_",
 ]

@@ -71,6 +71,11 @@ class Painter(nn.Module):
         self.act_out = nn.SiLU()
         self.conv_out = nn.Conv2d(channels[-1], out_channels, 3, padding=1)
 
+    def stages(self) -> list[tuple[str, ...]]:
+        """How names of the weights of each size begin, the crop's first; not the way out of the last."""
+        larger = [(f"growing.{i}.", f"sizes.{i + 1}.") for i in range(len(self.growing))]
+        return [("conv_in.", "sizes.0."), *larger]
+
     def forward(self, latents: torch.Tensor, generator: Generators = None) -> torch.Tensor:
         """Latents (B, D, h, w) inside the crop -> (B, c, H, W), to be added to their linear decoding.
 

@@ -6,14 +6,17 @@ from .evaluation import NETWORK_METRICS, PIPELINE_METRICS, VAE_METRICS, Evaluati
 from .ldm import LDMConfig
 from .painting import PaintingConfig
 from .parsing import parse_config, resolved, to_yaml
+from .same_run import check_same_run
 from .script import run_script
 from .training import LATENTS_FOLDER, TrainingConfig
 from .vae import VAEConfig
 
 VAE_CONFIGS = (DataConfig, VAEConfig, PaintingConfig, TrainingConfig)  # that train_vae.py reads
+LDM_CONFIGS = (DataConfig, LDMConfig, TrainingConfig)  # that train_ldm.py reads
 
 __all__ = [
     "LATENTS_FOLDER",
+    "LDM_CONFIGS",
     "NETWORK_METRICS",
     "PIPELINE_METRICS",
     "VAE_CONFIGS",
@@ -27,6 +30,7 @@ __all__ = [
     "UserError",
     "VAEConfig",
     "check",
+    "check_same_run",
     "parse_config",
     "resolved",
     "run_script",

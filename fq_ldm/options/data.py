@@ -22,7 +22,11 @@ class DataConfig:
         None, "column with the classes that a pipeline learns to make; of a folder of images 'label', its subfolders"
     )
     channels: int = option(3, "1 for greyscale images, 3 for colour")
-    convert_images: bool = option(False, "convert images with other channels instead of stopping at them")
+    convert_images: bool = option(
+        False,
+        "convert instead of stopping: other channels (what is transparent becomes white, 16 bits become 8), the first "
+        "frame of animations, and images that are too small, which are enlarged",
+    )
     center_crop: int | None = option(None, "first cut a centred square of this many pixels (CelebA: 140)")
     resolution: list[int] = option([32], "height and width in pixels, or one number for both")
     random_flip: bool = option(False, "flip half of the training images left to right")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from .errors import check
 from .fields import option
 
-VAE_METRICS = ("reconstruction", "codebook", "lpips", "rfid", "unit_information")
+VAE_METRICS = ("reconstruction", "codebook", "lpips", "rfid", "spectrum", "unit_information")
 NETWORK_METRICS = ("fid", "kid", "prc")  # of a feature extractor
 PIPELINE_METRICS = (*NETWORK_METRICS, "spectrum", "neighbours", "classes")
 
@@ -19,12 +19,15 @@ class EvaluationConfig:
     output_dir: str = option("", "folder for evaluation.json and evaluation.md")
     metrics: list[str] = option(
         [],
-        "for an FQ-VAE any of reconstruction and codebook (the default), lpips, rfid and unit_information; for a "
-        "pipeline any of fid, kid, prc, spectrum, neighbours and, with --label_column, classes (all by default)",
-        choices=[*VAE_METRICS, *PIPELINE_METRICS],
+        "for an FQ-VAE any of reconstruction and codebook (the default), lpips, rfid, spectrum and unit_information; "
+        "for a pipeline any of fid, kid, prc, spectrum, neighbours and, with --label_column, classes (all by default)",
+        choices=sorted({*VAE_METRICS, *PIPELINE_METRICS}),
     )
     reference: str = option(
         "validation", "images to measure on, or to compare samples with", choices=["validation", "train"]
+    )
+    quantize: bool = option(
+        True, "an FQ-VAE reconstructs from its tokens; false: from latents as they are, for decoders trained on those"
     )
     max_images: int | None = option(None, "measure on this many of them, chosen at random; by default on all")
     batch_size: int = option(64, "images computed at a time")
@@ -43,6 +46,9 @@ class EvaluationConfig:
     guidance_scale: float = option(1.0, "of classifier-free guidance, for pipelines with classes; 1 for none")
     guidance_interval: list[float] = option([0.0, 1.0], "guide between these shares of the noise only")
     classifier_epochs: int = option(15, "over the training images, of the classifier that judges classes")
+    classifier: str | None = option(
+        None, "file to keep that classifier in: the next evaluation judges by the same one, without training it"
+    )
     seed: int = option(0, "seed of the samples and of the choice of images")
     device: str | None = option(None, "torch device; by default a GPU if there is one")
 
@@ -58,6 +64,10 @@ class EvaluationConfig:
         ):
             value = getattr(self, name)
             check(value is None or value > 0, name, value, "must be positive")
+        of_tokens = sorted({"codebook", "unit_information"} & set(self.metrics))
+        check(
+            self.quantize or not of_tokens, "quantize", "false", f"is needed by the metrics {' and '.join(of_tokens)}"
+        )
         interval = self.guidance_interval
         check(
             len(interval) == 2 and 0 <= interval[0] <= interval[1] <= 1,

@@ -37,7 +37,9 @@ class LDMConfig:
     unet_norm_num_groups: int = option(32, "groups of the group normalisations")
     unet_dropout: float = option(0.0, "dropout in the residual blocks")
     num_train_timesteps: int = option(1000, "steps of the diffusion")
-    beta_schedule: str = option("linear", "noise schedule, by its name in diffusers")
+    beta_schedule: str = option(
+        "linear", "noise schedule, by its name in diffusers", choices=["linear", "scaled_linear", "squaredcos_cap_v2"]
+    )
     beta_start: float = option(0.0015, "first beta of a linear schedule")
     beta_end: float = option(0.0195, "last beta of a linear schedule")
     prediction_type: str = option("epsilon", "what the UNet predicts", choices=["epsilon", "v_prediction"])
@@ -66,4 +68,6 @@ class LDMConfig:
         check_positive(self, but=("unet_attention_levels", "unet_dropout", "label_dropout", "ema_decay"))
         check(0 <= self.unet_dropout < 1, "unet_dropout", self.unet_dropout, "must lie in 0 .. 1")
         check(0 <= self.label_dropout < 1, "label_dropout", self.label_dropout, "must lie in 0 .. 1")
+        check(self.preview_inference_steps <= self.num_train_timesteps, "preview_inference_steps",
+              self.preview_inference_steps, f"is at most num_train_timesteps, {self.num_train_timesteps}")  # fmt: skip
         check(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "must lie in 0 .. 1")

@@ -23,17 +23,22 @@ class PaintingConfig:
     reconstruction_loss: str = option("mse", "squared or absolute error", choices=["mse", "l1"])
     reconstruction_weight: float = option(1.0, "of the reconstruction loss")
     adversarial_weight: float = option(0.0, "of the adversarial loss; 0 for no discriminator")
-    adversarial_loss: str = option("hinge", "hinge, or non-saturating logistic", choices=["hinge", "non_saturating"])
+    adversarial_loss: str = option(
+        "non_saturating", "non-saturating logistic, or hinge", choices=["non_saturating", "hinge"]
+    )
     adversarial_start: float = option(0.25, "share of the run after which the discriminator joins")
     adaptive_weight: bool = option(
-        False, "scale the adversarial loss by the ratio of both losses' gradients at the last layer, as VQGAN does"
+        True, "scale the adversarial loss by the ratio of both losses' gradients at the last layer, as VQGAN does"
     )
     feature_matching_weight: float = option(0.5, "of the distance of the discriminator's features")
-    gradient_penalty_weight: float = option(0.0, "of R1, the discriminator's squared gradient at real images")
+    gradient_penalty_weight: float = option(0.05, "of R1, the discriminator's squared gradient at real images")
     lpips_weight: float = option(0.0, "of LPIPS with VGG16")
     lpips_weights: str | None = option(None, "file with torchvision's VGG16 weights; by default they are downloaded")
     discriminator_block_out_channels: list[int] = option([32, 64, 128, 128], "channels; each layer halves the image")
-    discriminator_learning_rate: float = option(8e-4, "learning rate of the discriminator, which stays as it is")
+    discriminator_norm: str = option(
+        "none", "what holds its weights: spectral norm, or none, with R1", choices=["none", "spectral"]
+    )
+    discriminator_learning_rate: float = option(4e-4, "learning rate of the discriminator, which stays as it is")
     decoder_ema_decay: float | None = option(None, "save the running mean of the weights, of this decay")
 
     @property

@@ -23,13 +23,6 @@ from .sharding import copy_whole_, whole
 
 PROGRESS_FILE = "progress.json"
 EMA_FILE = "ema.safetensors"
-# Options that a resumed run may change; another value of any other one makes another model.
-FREE_OPTIONS = {
-    "output_dir", "max_train_steps", "max_train_seconds", "num_train_epochs", "report_to", "logging_steps",
-    "checkpointing_steps", "checkpoints_total_limit", "preview_steps", "preview_images", "preview_inference_steps",
-    "card_notes", "card_license", "push_to_hub", "hub_model_id", "hub_private", "dry_run", "skip_nonfinite", "compile",
-    "dataloader_num_workers",
-}  # fmt: skip
 
 
 def save_checkpoint(
@@ -54,6 +47,8 @@ def save_checkpoint(
                 save_file(averages, partial / EMA_FILE)
             digests = {path.name: _digest(path) for path in sorted(partial.iterdir())}
             state = {"progress": progress, "schedule": schedule, "digests": digests}
+            if ema is not None:
+                state["averaged_steps"] = ema.optimization_step  # fewer than steps, where some were skipped
             (partial / PROGRESS_FILE).write_text(json.dumps(state))
             for path in partial.iterdir():
                 _flush(path)
@@ -98,7 +93,7 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, ema: EMAModel | 
     if ema is not None:
         for i, shadow in enumerate(ema.shadow_params):
             copy_whole_(shadow, parameters[str(i)])
-        ema.optimization_step = saved["progress"]["step"]
+        ema.optimization_step = saved.get("averaged_steps", saved["progress"]["step"])  # of an older run
     return saved["progress"], saved["schedule"]
 
 
@@ -126,23 +121,6 @@ def newest_intact(folder: Path, report) -> Path | None:
     if found:
         raise DataError(f"{folder}: all checkpoints are damaged; delete the folder to start anew")
     return None
-
-
-def check_same_run(folder: Path, old: dict, new: dict) -> None:
-    """Stop before a run with other options goes on from the checkpoints of this one.
-
-    Raises:
-        UserError: naming the options that differ.
-    """
-    if old.keys().isdisjoint(new):
-        raise UserError(f"output_dir: {folder} holds something else than a run of this script; choose another one")
-    changed = [k for k in new if k not in FREE_OPTIONS and k in old and old[k] != new[k]]
-    if changed:
-        differences = ", ".join(f"{k} {old[k]} -> {new[k]}" for k in changed)
-        raise UserError(
-            f"output_dir: {folder} holds checkpoints of a run with other options ({differences}); choose another "
-            "output_dir, or delete it to start anew"
-        )
 
 
 def _averages(ema: EMAModel, keep: bool) -> dict[str, torch.Tensor]:

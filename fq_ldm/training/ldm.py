@@ -106,6 +106,7 @@ def finish(pipeline: FQLDMPipeline, ldm: LDMConfig, config: TrainingConfig, metr
         script="train_ldm",
         limits="For research on generative models. Samples are not filtered; what is rare in the "
         "data is rarer in them. They show nobody and nothing real: do not pass them off as such.",
+        task=("unconditional-image-generation", "image generation" + (" by class" if names else "")),
         pipeline_tag=None if pipeline.num_classes else "unconditional-image-generation",
         class_names=names,
         base_model=ldm.vae,

@@ -53,6 +53,7 @@ def train(
             # Accumulate gradients, and update the weights.
             with accelerator.accumulate(run.model):
                 loss, shown = compute_loss(run.model, batch)
+                run.scaler.before_step()
                 watch.take(batch, loss)
                 run.optimizer.zero_grad()
             if not accelerator.sync_gradients:

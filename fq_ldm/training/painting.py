@@ -17,12 +17,9 @@ from ..adversarial import (
     gradient_penalty,
 )
 from ..diffusion import open_vae
-from ..models import FQDecoderOutput, FQModel, TokenAutoencoder
+from ..models import FQDecoderOutput, FQModel, TokenAutoencoder, take_tokens_
 from ..options import PaintingConfig, TrainingConfig, UserError, check
 from .run import Batch, looks_late
-
-# Of a configuration: what concerns decoders, views of the latents, and the training of a codebook.
-NOT_OF_TOKENS = ("_", "painter_", "diffusion_", "commitment_weight", "usage_decay", "anchors", "dependency")
 
 
 class Adversary:
@@ -39,7 +36,9 @@ class Adversary:
         self.accelerator = accelerator
         self.options = painting
         self.max_grad_norm = training.max_grad_norm
-        discriminator = PatchDiscriminator(channels, painting.discriminator_block_out_channels)
+        discriminator = PatchDiscriminator(
+            channels, painting.discriminator_block_out_channels, painting.discriminator_norm
+        )
         optimizer = torch.optim.Adam(
             discriminator.parameters(),
             painting.discriminator_learning_rate,
@@ -171,6 +170,9 @@ def make_objective(
         raise UserError("compile: does not go with a decoder that is trained to paint, whose noise has a generator")
     adversary = None
     if painting.adversarial_weight:
+        layers, most = len(painting.discriminator_block_out_channels), min(model.sample_size).bit_length() - 1
+        check(layers <= most, "discriminator_block_out_channels", f"{layers} numbers",
+              f"halve the image each: images of {model.sample_size} allow {most}")  # fmt: skip
         # The scaler changes its scale at the discriminator's steps, between batches whose gradients are added up.
         check(accelerator.mixed_precision != "fp16" or training.gradient_accumulation_steps == 1,
               "gradient_accumulation_steps", training.gradient_accumulation_steps,
@@ -203,38 +205,16 @@ def averaged(model: TokenAutoencoder, ema: EMAModel | None) -> Iterator[None]:
     ema.restore(model.parameters())
 
 
-def differing_options(source: TokenAutoencoder, model: TokenAutoencoder) -> list[str]:
-    """The options in which two models differ, of those that tokens depend on."""
-
-    def plain(value):
-        return list(value) if isinstance(value, tuple) else value
-
-    pairs = [(key, plain(source.config[key]), plain(model.config[key])) for key in source.config
-             if key in model.config and not key.startswith(NOT_OF_TOKENS)]  # fmt: skip
-    return [f"{key} {theirs}, not {ours}" for key, theirs, ours in pairs if theirs != ours]
-
-
-def take_tokens_(model: TokenAutoencoder, name: str) -> bool:
-    """Give a model the tokens of a trained one, in a folder or on the Hub, and freeze them.
-
-    Returns:
-        Whether the decoder's weights were taken too; one of another shape starts anew.
+def open_start(name: str, model: TokenAutoencoder) -> TokenAutoencoder:
+    """The trained model, in a folder or on the Hub, whose tokens this one takes: see `models.take_tokens_`.
 
     Raises:
         DataError: if there is no such model.
         UserError: if its tokens are others than this model's.
     """
     source = open_vae(name, "start_from")
-    theirs, ours = source.state_dict(), model.state_dict()
-    tokens = {key: value for key, value in theirs.items() if not key.startswith("decoder.")}
-    if differences := differing_options(source, model):
-        raise UserError(
-            f"start_from: the model in {name} has {'; '.join(differences)}: give the options it was made with"
-        )
-    decoder = {key: value for key, value in theirs.items() if key.startswith("decoder.")}
-    same = {key: v.shape for key, v in decoder.items()} == {
-        key: v.shape for key, v in ours.items() if key.startswith("decoder.")
-    }
-    model.load_state_dict(tokens | decoder if same else tokens, strict=False)
-    model.freeze_tokens_()
-    return same
+    try:
+        take_tokens_(model, source)
+    except ValueError as error:
+        raise UserError(f"start_from: the model in {name} {error}") from error
+    return source

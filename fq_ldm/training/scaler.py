@@ -11,7 +11,7 @@ class ScalerWatch:
     """Counts the steps that the scaler has left out, since their gradients were not finite.
 
     The optimizer's own word is no help: a fused one reports every step as made. The scale does not lie: it shrinks at
-    such a step and at no other.
+    such a step and at no other; a discriminator's steps, which it shrinks at too, lie before `before_step`.
 
     Args:
         scaler: of the accelerator; None where nothing is scaled.
@@ -21,6 +21,11 @@ class ScalerWatch:
         self.scaler = scaler
         self._skipped = 0  # on the device once there are steps: reading it at every step would wait for the GPU
         self._scale = None if scaler is None else scaler.get_scale()
+
+    def before_step(self) -> None:
+        """To be called before every optimizer step of the model."""
+        if self.scaler is not None and (scale := self.scaler._get_scale_async()) is not None:  # none before the first
+            self._scale = scale.clone()
 
     def after_step(self) -> None:
         """To be called after every optimizer step, made or left out."""

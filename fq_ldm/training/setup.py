@@ -12,8 +12,8 @@ from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_
 from ..atomic import replacing
 from ..cards import CONFIG_FILE, check_hub
 from ..distributed import processes
-from ..options import DataError, TrainingConfig, UserError, to_yaml
-from .checkpoint import check_same_run, checkpoints
+from ..options import DataError, TrainingConfig, UserError, check_same_run, to_yaml
+from .checkpoint import checkpoints
 from .sharding import check_sharding
 
 MODEL_FILES = ("config.json", "model_index.json")  # of diffusers
@@ -109,11 +109,14 @@ def make_loader(dataset, config: TrainingConfig, num_workers: int = 0) -> torch.
     """Shuffled batches of one process; the last, incomplete one is left out.
 
     Raises:
-        DataError: if the dataset is smaller than a batch.
+        DataError: if the dataset is smaller than a batch of each process.
     """
-    if len(dataset) < config.train_batch_size:
+    count = processes().num_processes
+    if len(dataset) < config.train_batch_size * count:
+        of_each = f" in each of {count} processes" if count > 1 else ""
         raise DataError(
-            f"{len(dataset)} training images do not fill a batch of {config.train_batch_size}: lower train_batch_size"
+            f"{len(dataset)} training images do not fill a batch of {config.train_batch_size}{of_each}: lower "
+            "train_batch_size"
         )
     return torch.utils.data.DataLoader(
         dataset,

@@ -18,7 +18,6 @@ from ..models import BaselineModel, FQModel, HQAModel, TokenAutoencoder
 from ..models.autoencoder import STATISTICS_IMAGES
 from ..options import DataConfig, TrainingConfig, UserError, VAEConfig
 from ..quantization.moments import gather
-from .painting import take_tokens_
 from .run import Progress
 
 PREVIEW_IMAGES = 8
@@ -26,8 +25,8 @@ EVALUATION_BATCH_SIZE = 128
 KINDS = {FQModel: "FQ-VAE", BaselineModel: "Baseline", HQAModel: "HQA"}
 
 
-def build_model(data: DataConfig, vae: VAEConfig, start_from: str | None = None) -> TokenAutoencoder:
-    """The untrained model that these options describe, with the tokens of the trained one that it starts from.
+def build_model(data: DataConfig, vae: VAEConfig) -> TokenAutoencoder:
+    """The untrained model that these options describe.
 
     Raises:
         UserError: if they do not fit one another, or one is for models of another kind.
@@ -43,52 +42,59 @@ def build_model(data: DataConfig, vae: VAEConfig, start_from: str | None = None)
             if value != field.default:
                 raise UserError(f"{field.name}: is not an option of quantizer {vae.quantizer}")
     try:
-        model = model_class(**arguments)
+        return model_class(**arguments)
     except ValueError as error:
         raise UserError(str(error)) from error
-    if start_from is not None:
-        take_tokens_(model, start_from)
-    return model
 
 
 @torch.no_grad()
 def measure(
-    model: TokenAutoencoder, progress: Progress, held_out: ImageDataset, sample: Iterable[torch.Tensor]
+    model: TokenAutoencoder,
+    progress: Progress,
+    held_out: ImageDataset,
+    sample: Iterable[torch.Tensor],
+    standardise: bool = True,
+    quantize: bool = True,
 ) -> dict[str, float]:
     """Standardise the diffusion latents of the trained model by batches of training images, and measure the model.
 
-    The processes share the held-out images.
+    The processes share the held-out images. Latents of another model's tokens are not standardised anew, so that its
+    pipelines can take this one's decoder.
     """
     model.eval()
     size = STATISTICS_IMAGES * math.prod(model.latent_shape)
-    model.measure_diffusion_latents_(gather(sample, lambda batch: model.encode(batch.to(model.device)).latents, size))
+    if standardise:
+        latents = gather(sample, lambda batch: model.encode(batch.to(model.device)).latents, size)
+        model.measure_diffusion_latents_(latents)
     batches = tqdm(my_batches(held_out, EVALUATION_BATCH_SIZE), desc="held-out images")
-    metrics = evaluate_reconstruction(model, batches, pixel_variance(sample), merge=merge)
+    metrics = evaluate_reconstruction(model, batches, pixel_variance(sample), merge=merge, quantize=quantize)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return metrics | {"parameters": parameters} | progress.metrics()
 
 
 @torch.no_grad()
-def draw_reconstructions(model: TokenAutoencoder, shown: torch.Tensor, path: Path) -> np.ndarray:
+def draw_reconstructions(model: TokenAutoencoder, shown: torch.Tensor, path: Path, quantize: bool) -> np.ndarray:
     """Write images (n, c, H, W) in [-1, 1] above their reconstructions, as `save_grid` does; the model is evaluated."""
     model.eval()
-    reconstructions = model(shown.to(model.device)).sample.float().cpu()
+    reconstructions = model(shown.to(model.device), force_not_quantize=not quantize).sample.float().cpu()
     pairs = (torch.cat([shown, reconstructions]) + 1) / 2
     return save_grid(pairs, path, len(shown), display_scale(shown.shape[-2]))
 
 
 def finish(model: TokenAutoencoder, metrics: dict, shown: torch.Tensor, config: TrainingConfig, options: dict) -> None:
     """Save the trained model with a picture, its metrics and its card."""
+    quantize = not options["decode_unquantized"]
     folder = Path(config.output_dir)
     print("validation: " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
     model.save_pretrained(folder)
-    draw_reconstructions(model, shown, folder / "reconstructions.png")
+    draw_reconstructions(model, shown, folder / "reconstructions.png", quantize)
     save_metrics(folder, metrics)
     save_card(
         folder,
         title=f"{KINDS[type(model)]} on {Path(options['dataset']).name}",
         summary=f"{model.config.num_tokens} tokens from {model.config.num_vq_embeddings} "
-        f"codes, {model.bits_per_image:.0f} bits per image. Above, held-out images; below, their reconstructions.",
+        f"codes, {model.bits_per_image:.0f} bits per image. Above, held-out images; below, their reconstructions"
+        f"{'.' if quantize else ' from latents that are not quantized, for which the decoder was trained.'}",
         picture="reconstructions.png",
         usages=vae_usages(model_name(folder, options)),
         metrics=metrics,
@@ -96,6 +102,7 @@ def finish(model: TokenAutoencoder, metrics: dict, shown: torch.Tensor, config: 
         script="train_vae",
         limits="For research on tokens and compression of images like those it was trained on; others lose detail. "
         "Reconstructions are approximate: read no text, number or identity from them.",
+        task=("image-to-image", "image reconstruction"),
     )
     if config.push_to_hub:
         push_to_hub(config, options)

@@ -1,0 +1,111 @@
+"""The tokens of a trained model in another one: of the same image size, or of another."""
+
+import math
+
+import torch
+
+from ..quantization import BankTokens, InterleavedTokens
+from ..quantization.tokens import coefficients_inside
+from .autoencoder import TokenAutoencoder
+from .painter import Painter
+
+# Of a configuration: what concerns decoders and the training of a codebook.
+NOT_OF_TOKENS = (
+    "_", "painter_", "commitment_weight", "usage_decay", "anchors", "dependency",
+    "sample_size", "spectral_crop",  # `take_tokens_` has words of its own for them
+)  # fmt: skip
+
+
+def differing_options(source: TokenAutoencoder, model: TokenAutoencoder) -> list[str]:
+    """The options in which two models differ, of those that tokens and diffusion latents depend on."""
+
+    def plain(value):
+        return list(value) if isinstance(value, tuple) else value
+
+    pairs = [(key, plain(source.config[key]), plain(model.config[key])) for key in source.config
+             if key in model.config and not key.startswith(NOT_OF_TOKENS)]  # fmt: skip
+    return [f"{key} {theirs}, not {ours}" for key, theirs, ours in pairs if theirs != ours]
+
+
+@torch.no_grad()
+def take_tokens_(model: TokenAutoencoder, source: TokenAutoencoder) -> list[str]:
+    """Give a model the tokens and diffusion latents of a trained one, bit for bit, and freeze them.
+
+    A source of another image size has the same tokens for the same picture, resampled by its spectrum, if it is a
+    linear coder (`freeze_tokens`) of frequency tokens: they describe low frequencies, of which all sizes have the same.
+    Only amplitudes differ, since the transform keeps the norm. So a diffusion model of its latents is one of these.
+
+    Returns:
+        The names of the decoder's weights that were taken too: all if it has the same shape, those of the sizes in
+        common if both are painters, and none else.
+
+    Raises:
+        ValueError: if the model's options make other tokens, or tokens that are bound to their image size.
+    """
+    if type(source) is not type(model):
+        raise ValueError(
+            f"is a {type(source).__name__}, not a {type(model).__name__}: give the quantizer it was made with"
+        )
+    if source.sample_size != model.sample_size:
+        _check_resizable(source, model)
+    differences = differing_options(source, model)
+    if source.diffusion_view.spectral_crop != model.diffusion_view.spectral_crop:
+        crops = source.diffusion_view.spectral_crop, model.diffusion_view.spectral_crop
+        differences.append(f"tokens inside the spectral_crop {crops[0]}, not {crops[1]}")
+    if differences:
+        raise ValueError(f"has {'; '.join(differences)}: give the options it was made with")
+    theirs = source.state_dict()
+    names = [name for name in theirs if not name.startswith("decoder.")] + (decoder := _common_decoder(model, source))
+    state = {name: theirs[name] for name in names}
+    if source.sample_size != model.sample_size:
+        state |= _resized(source, model)
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    if unexpected or any(not name.startswith("decoder.") for name in missing):
+        raise ValueError(f"has other weights than its configuration says: {', '.join([*missing, *unexpected])}")
+    model.freeze_tokens_()
+    return decoder
+
+
+def _common_decoder(model: TokenAutoencoder, source: TokenAutoencoder) -> list[str]:
+    """The weights that two decoders share: all of one architecture, or the sizes in common of painters."""
+    ours, theirs = (
+        {f"decoder.{name}": value.shape for name, value in decoder.state_dict().items()}
+        for decoder in (model.decoder, source.decoder)
+    )
+    if ours == theirs:
+        return list(ours)
+    taken: list[str] = []
+    if isinstance(model.decoder, Painter) and isinstance(source.decoder, Painter):
+        for prefixes in model.decoder.stages():
+            names = [name for name in ours if name.removeprefix("decoder.").startswith(prefixes)]
+            if any(theirs.get(name) != ours[name] for name in names):
+                break  # a later stage would be given features that it has never seen
+            taken += names
+    return taken
+
+
+def _check_resizable(source: TokenAutoencoder, model: TokenAutoencoder) -> None:
+    """Raise a `ValueError` if a source's tokens are bound to its image size."""
+    sizes = f"was made for images of {source.sample_size}, not {model.sample_size}"
+    if not isinstance(source.quantize.tokens, BankTokens | InterleavedTokens):
+        raise ValueError(f"{sizes}, and only frequency tokens are the same at both")
+    if source.encoder.conv_out.weight.any() or source.encoder.conv_out.bias.any():
+        raise ValueError(f"{sizes}, and its encoder has learnt that size: take one with freeze_tokens")
+
+
+def _resized(source: TokenAutoencoder, model: TokenAutoencoder) -> dict[str, torch.Tensor]:
+    """What changes in the state of a source's tokens for the image size of another model."""
+    ratio = math.sqrt(math.prod(model.latent_shape) / math.prod(source.latent_shape))
+    tokens, crop = source.quantize.tokens, source.quantize.tokens.spectral_crop
+    device = tokens.index.device
+    places = torch.full((math.prod(source.latent_shape),), -1, device=device)
+    places[coefficients_inside(source.latent_shape, crop, device)] = coefficients_inside(
+        model.latent_shape, crop, device
+    )
+    return {
+        "quantize.tokens.index": places[tokens.index],
+        "quantize.tokens.mean": tokens.mean * ratio,
+        "quantize.tokens.log_gain": tokens.log_gain - math.log(ratio),
+        "diffusion_view.mean": source.diffusion_view.mean * ratio,
+        "diffusion_view.std": source.diffusion_view.std * ratio,
+    }

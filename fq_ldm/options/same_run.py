@@ -1,0 +1,30 @@
+"""Whether a folder holds a run with the same options."""
+
+from pathlib import Path
+
+from .errors import UserError
+
+# Options that a resumed run may change; another value of any other one makes another model.
+FREE_OPTIONS = {
+    "output_dir", "max_train_steps", "max_train_seconds", "num_train_epochs", "report_to", "logging_steps",
+    "checkpointing_steps", "checkpoints_total_limit", "preview_steps", "preview_images", "preview_inference_steps",
+    "card_notes", "card_license", "push_to_hub", "hub_model_id", "hub_private", "dry_run", "skip_nonfinite", "compile",
+    "dataloader_num_workers",
+}  # fmt: skip
+
+
+def check_same_run(folder: Path, old: dict, new: dict) -> None:
+    """Stop before a run with other options goes on from the checkpoints of this one.
+
+    Raises:
+        UserError: naming the options that differ.
+    """
+    if old.keys().isdisjoint(new):
+        raise UserError(f"output_dir: {folder} holds something else than a run of this script; choose another one")
+    changed = [k for k in new if k not in FREE_OPTIONS and k in old and old[k] != new[k]]
+    if changed:
+        differences = ", ".join(f"{k} {old[k]} -> {new[k]}" for k in changed)
+        raise UserError(
+            f"output_dir: {folder} holds checkpoints of a run with other options ({differences}); choose another "
+            "output_dir, or delete it to start anew"
+        )
