@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 from diffusers import DDPMScheduler
 from faces import MTCNN_PROBABILITY, mtcnn_probabilities, prepare
-from mtcnn_features import FaceFeatures
 
 from fq_ldm import FQLDMPipeline
 from fq_ldm.cards import save_grid
@@ -111,7 +110,7 @@ def seam(images: torch.Tensor, mask: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def features_of(network: FaceFeatures, images: torch.Tensor) -> torch.Tensor:
+def features_of(network: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Images (n, 3, H, W) in [0, 1] -> features (n, 256)."""
     return network(to_uint8(images * 2 - 1))[0]
 
@@ -125,6 +124,8 @@ def main() -> None:
     parser.add_argument("--num_inference_steps", type=int, default=50, help="evaluations of the UNet for each image")
     parser.add_argument("--output", type=Path, help="picture: a row for each way, the images first")
     options = parser.parse_args()
+    from mtcnn_features import FaceFeatures  # needs a package that nothing else does
+
     pipeline = FQLDMPipeline.from_pretrained(options.pipeline)
     pipeline.set_progress_bar_config(disable=True)
     side = pipeline.vqvae.sample_size[0]
