@@ -20,7 +20,7 @@ from fq_ldm.models import load_vae
 from fq_ldm.options import LDM_CONFIGS, VAE_CONFIGS, DataConfig, EvaluationConfig, UserError, parse_config, run_script
 from reproduction.experiments import EXPERIMENTS, FQ, Experiment
 from reproduction.figures import bars, curves, image_rows
-from reproduction.runs import ROOT, Plan, efficiency, finish, read_metrics, train_vae
+from reproduction.runs import ROOT, Plan, codec_file, efficiency, finish, paints, read_metrics, train_vae
 from reproduction.tables import machine, means, save_table
 
 SHOWN_IMAGES = 12  # in a row of reconstructions
@@ -58,7 +58,8 @@ def parse_options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The options of this script, and the flags that go on to `train_vae.py`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=EXPERIMENTS, help="table or figure of the paper")
-    datasets = sorted(path.parent.name for path in (ROOT / "configs").glob("*/vae.yaml"))
+    names = sorted(path.parent.name for path in (ROOT / "configs").glob("*/vae.yaml"))
+    datasets = [name for name in names if not paints(codec_file(name))]
     parser.add_argument("--dataset", choices=datasets, required=True, help="folder under configs/")
     parser.add_argument("--dataset_path", help="where its images are, instead of the Hub: as train_vae.py's --dataset")
     parser.add_argument("--budget", type=float, required=True, help="seconds of training of each model")
@@ -178,7 +179,10 @@ def generated_images(
     for row in experiment.rows:
         vae = train_vae(plan, row.config, plan.seeds[0])
         pipeline_folder = vae / "pipeline"
-        files = [str(ROOT / "configs" / name) for name in (f"{plan.dataset}/ldm.yaml", "classes/none.yaml")]
+        files = [
+            str(ROOT / "configs" / name)
+            for name in (f"{plan.dataset}/ldm.yaml", "classes/none.yaml", "division/paper.yaml")
+        ]
         flags = ["--config", *files, *data_flags(plan, row.config)]
         flags += ["--vae", str(vae), "--output_dir", str(pipeline_folder), *shlex.split(options.ldm_options)]
         finish("train_ldm.py", LDM_CONFIGS, pipeline_folder, flags)

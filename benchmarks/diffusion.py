@@ -1,6 +1,6 @@
 """Diffusion on latents against diffusion on pixels, and what makes it faster, with one UNet:
 
-    python benchmarks/diffusion.py runs/celeba64/vae --unet_block_out_channels 64 128 128
+    python benchmarks/diffusion.py runs/celeba64/codec --unet_block_out_channels 64 128 128
 
 The rows named pixels are the training step of diffusers' train_unconditional.py (noise, UNet, error, AdamW, EMA)
 on whole images; the others are that of train_ldm.py. The UNet, the batch and the precision are the same, only its

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from diffusers import DDPMScheduler
 from faces import MTCNN_PROBABILITY, mtcnn_probabilities, prepare
+from mtcnn_features import FaceFeatures
 
 from fq_ldm import FQLDMPipeline
 from fq_ldm.cards import save_grid
@@ -124,8 +125,6 @@ def main() -> None:
     parser.add_argument("--num_inference_steps", type=int, default=50, help="evaluations of the UNet for each image")
     parser.add_argument("--output", type=Path, help="picture: a row for each way, the images first")
     options = parser.parse_args()
-    from mtcnn_features import FaceFeatures  # needs a package that nothing else does
-
     pipeline = FQLDMPipeline.from_pretrained(options.pipeline)
     pipeline.set_progress_bar_config(disable=True)
     side = pipeline.vqvae.sample_size[0]

@@ -8,7 +8,6 @@ distances say how alike sets of faces are, on a scale of their own: they do not 
 """
 
 import torch.nn.functional as F
-from facenet_pytorch.models.mtcnn import ONet
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import register_feature_extractor
 
@@ -20,6 +19,8 @@ class FaceFeatures(FeatureExtractorBase):
     """Images (B, 3, H, W) uint8 -> 256 features (B, 256)."""
 
     def __init__(self, name, features_list, **kwargs):
+        from facenet_pytorch.models.mtcnn import ONet  # no dependency: only who measures faces has it
+
         super().__init__(name, features_list)
         self.network = ONet().eval().requires_grad_(False)
         self.network.prelu5.register_forward_hook(self._keep)

@@ -122,6 +122,27 @@ def packed_frequencies(h: int, w: int) -> torch.Tensor:
 
 
 @lru_cache(maxsize=64)
+def frequency_rings(h: int, w: int, device: torch.device | None = None) -> tuple[torch.Tensor, int]:
+    """The frequency of each entry of `torch.fft.fft2`, in cycles per shorter side, to the nearest integer.
+
+    So a ring is one frequency in pixels where images are not square.
+
+    Args:
+        h: height.
+        w: width.
+        device: of the result; the CPU by default.
+
+    Returns:
+        LongTensor (h, w), and the number of rings, that of frequency 0 included.
+    """
+    with torch.inference_mode(False):  # as in `spectral_crop_index`
+        side = min(h, w)
+        rows, columns = torch.fft.fftfreq(h) * side, torch.fft.fftfreq(w) * side
+        rings = torch.hypot(rows.unsqueeze(1), columns).round().long()
+        return rings.to(device), int(rings.max()) + 1
+
+
+@lru_cache(maxsize=64)
 def spectral_crop_index(
     size: tuple[int, int], crop: tuple[int, int], device: torch.device | None = None
 ) -> torch.Tensor:

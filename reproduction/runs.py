@@ -38,11 +38,26 @@ class Plan:
 
     def config_files(self, config: str) -> list[str]:
         """The configuration files of a run."""
-        return [str(ROOT / "configs" / self.dataset / "vae.yaml"), str(ROOT / "configs" / f"{config}.yaml")]
+        return [str(codec_file(self.dataset)), str(ROOT / "configs" / f"{config}.yaml")]
 
     def dataset_options(self) -> dict:
         """The dataset's own configuration."""
-        return yaml.safe_load((ROOT / "configs" / self.dataset / "vae.yaml").read_text())
+        return yaml.safe_load(codec_file(self.dataset).read_text())
+
+
+def codec_file(dataset: str) -> Path:
+    """The configuration of all frequencies, by squared error: the paper compares such codecs.
+
+    Where a dataset's `vae.yaml` leaves high frequencies to a decoder that paints them, it lies beside it.
+    """
+    folder = ROOT / "configs" / dataset
+    codec = folder / "codec.yaml"
+    return codec if codec.is_file() else folder / "vae.yaml"
+
+
+def paints(config: Path) -> bool:
+    """Whether a configuration leaves frequencies to a decoder that paints them: no codec to compare."""
+    return "painter_block_out_channels" in yaml.safe_load(config.read_text())
 
 
 def train_vae(plan: Plan, config: str, seed: int) -> Path:

@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 from fq_ldm import train_ldm, train_vae
 from fq_ldm.distributed import processes
 from fq_ldm.options import TrainingConfig, run_script
-from fq_ldm.training import loop, nonfinite, run
+from fq_ldm.training import loop, nonfinite, optimizer, run
 from fq_ldm.training.setup import make_accelerator, make_loader
 from fq_ldm.training.sharding import whole_unet
 
@@ -68,7 +68,7 @@ def run_watched(main):
 
 def train_spoiled(folder: Path, late: bool, spoil: str) -> None:
     """Six steps of a small UNet, one of which is not finite and left out."""
-    run.looks_late = lambda device: True  # the same optimizer for both
+    optimizer.looks_late = lambda device: True  # the same optimizer for both
     nonfinite.looks_late = lambda device: late
     config = TrainingConfig(
         output_dir=str(folder / f"{late}-{spoil}"), max_train_steps=6, train_batch_size=4, report_to="none",

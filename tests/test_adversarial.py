@@ -11,6 +11,7 @@ from fq_ldm.adversarial import (
     feature_matching,
     generator_loss,
     gradient_penalty,
+    spectral_loss,
 )
 
 
@@ -28,6 +29,19 @@ def test_features_are_compared_layer_by_layer():
     real = [torch.zeros(1, 2, 4, 4), torch.ones(1, 4, 2, 2)]
     painted = [torch.full((1, 2, 4, 4), 3.0), torch.ones(1, 4, 2, 2)]
     assert feature_matching(real, painted).item() == pytest.approx(1.5)
+
+
+def test_spectra_are_compared_in_units_of_their_own():
+    torch.manual_seed(0)
+    images = torch.randn(4, 3, 12, 8)
+    assert spectral_loss(images, images.flip(0).roll(3, -1)).item() == pytest.approx(0, abs=1e-10)  # wherever it is
+    assert spectral_loss(images, images + 5).item() == pytest.approx(0, abs=1e-6)  # a mean is no texture
+    assert spectral_loss(images, images / 2).item() == pytest.approx(math.log(4) ** 2, rel=1e-4)
+    smooth = torch.zeros_like(images)
+    assert spectral_loss(smooth, smooth).item() == 0
+    painted = (images / 2).requires_grad_()
+    spectral_loss(images, painted).backward()
+    assert ((painted.grad * painted).sum((1, 2, 3)) < 0).all()  # more of what is there
 
 
 class Weighing(nn.Module):

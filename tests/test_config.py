@@ -4,11 +4,12 @@ import pytest
 import yaml
 
 from fq_ldm.options import VAE_CONFIGS, DataConfig, LDMConfig, TrainingConfig, UserError, VAEConfig, parse_config
+from reproduction.runs import codec_file
 
 CONFIG_ROOT = Path(__file__).parent.parent / "configs"
-CONFIGS = sorted([*CONFIG_ROOT.glob("*/vae.yaml"), *CONFIG_ROOT.glob("*/ldm.yaml")])
+CONFIGS = sorted(path for name in ("vae", "codec", "ldm") for path in CONFIG_ROOT.glob(f"*/{name}.yaml"))
 LAUNCHES = set(CONFIG_ROOT.glob("accelerate/*.yaml"))  # of accelerate, not of models
-METHODS = sorted(set(CONFIG_ROOT.glob("*/*.yaml")) - set(CONFIGS) - LAUNCHES)
+METHODS = sorted(set(CONFIG_ROOT.glob("*/*.yaml")) - set(CONFIGS) - LAUNCHES - set(CONFIG_ROOT.glob("division/*.yaml")))
 
 
 def write(tmp_path, **values):
@@ -76,11 +77,13 @@ def test_shipped_configs_describe_models(path):
     from fq_ldm.diffusion import build_scheduler, build_unet
     from fq_ldm.training.vae import build_model
 
-    data, vae, *_ = parse_config(
-        ["--config", str(path.parent / "vae.yaml")], *VAE_CONFIGS,
+    of_vae = path.parent / "vae.yaml" if path.name == "ldm.yaml" else path
+    data, vae, painting, _ = parse_config(
+        ["--config", str(of_vae)], *VAE_CONFIGS,
         required=("dataset", "output_dir"),
     )  # fmt: skip
     model = build_model(data, vae)
+    assert not (path.name == "codec.yaml" and painting.active)  # codecs are compared by equation 1
     if path.name == "ldm.yaml":
         ldm_data, ldm, _ = parse_config(
             ["--config", str(path), "--vae", "x"], DataConfig, LDMConfig, TrainingConfig,
@@ -99,7 +102,7 @@ def test_methods_fit_the_datasets_at_equal_bits(path, dataset):
 
     if path.parent.name == "channels" and dataset != "cifar10":
         pytest.skip("the paper sweeps channels on CIFAR-10")
-    base = CONFIG_ROOT / dataset / "vae.yaml"
+    base = codec_file(dataset)
     data, vae, *_ = parse_config(["--config", str(base), str(path)], *VAE_CONFIGS)
     model = build_model(data, vae)
     assert model.bits_per_image == {"cifar10": 64 * 9, "celeba64": 256 * 10}[dataset]

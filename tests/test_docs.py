@@ -301,9 +301,9 @@ def test_python(code, workplace, untrained_vae, capsys):
     if "runs/cifar10/pipeline" in code:
         model, _ = untrained_vae("runs/cifar10/vae")
         untrained_pipeline(model, 100, [f"class {i}" for i in range(10)]).save_pretrained("runs/cifar10/pipeline")
-    if "runs/painted/pipeline" in code:
-        untrained_pipeline(untrained_vae("runs/painted/vae")[0], 100).save_pretrained("runs/painted/pipeline")
-        link(workplace, "runs/painted/larger", untrained_vae("runs/painted/larger")[1])
+    if "runs/folder64/pipeline" in code:
+        untrained_pipeline(untrained_vae("runs/folder64/vae")[0], 100).save_pretrained("runs/folder64/pipeline")
+        link(workplace, "runs/folder64/larger", untrained_vae("runs/folder64/larger")[1])
     if '"faces"' in code:
         export.export("checkpoints/celeba64", Path("faces"), "faces")
     names = {}

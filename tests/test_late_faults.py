@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fq_ldm.options import DataError, TrainingConfig
-from fq_ldm.training import nonfinite, run
+from fq_ldm.training import nonfinite, optimizer
 from fq_ldm.training.loop import train
 from fq_ldm.training.setup import make_accelerator, make_loader
 
@@ -17,7 +17,7 @@ class Training:
     """Twelve steps on 24 numbers, the loss or the gradient of one batch spoiled."""
 
     def __init__(self, folder, monkeypatch, late, spoil, at, **options):
-        monkeypatch.setattr(run, "looks_late", lambda device: True)  # the same optimizer for both
+        monkeypatch.setattr(optimizer, "looks_late", lambda device: True)  # the same optimizer for both
         monkeypatch.setattr(nonfinite, "looks_late", lambda device: late)
         folder.mkdir(exist_ok=True)
         self.folder, self.spoil, self.at = folder, spoil, at

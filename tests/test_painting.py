@@ -11,8 +11,9 @@ from conftest import TINY
 from safetensors.torch import load_file
 from test_metrics import vgg_file  # noqa: F401  (a fixture)
 from test_pipeline import seeds
-from test_scripts import VAE_OPTIONS, call  # noqa: F401  (a fixture)
+from test_scripts import LDM_OPTIONS, VAE_OPTIONS, call  # noqa: F401  (a fixture)
 
+import train_ldm
 import train_vae
 from fq_ldm import FQLDMPipeline, FQModel
 from fq_ldm.diffusion import build_unet
@@ -23,8 +24,8 @@ from fq_ldm.training.painting import Adversary, make_objective
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 OPTIONS = {**VAE_OPTIONS, "painter_block_out_channels": [4, 8], "report_to": "none", "random_flip": True}
 ADVERSARIAL = dict(
-    reconstruction_loss="l1", adversarial_weight=0.1, adversarial_start=0.4, latent_noise=0.1, decoder_ema_decay=0.9,
-    discriminator_block_out_channels=[4, 8],
+    reconstruction_loss="l1", adversarial_weight=0.1, adversarial_start=0.4, spectral_weight=0.01, latent_noise=0.1,
+    decoder_ema_decay=0.9, discriminator_block_out_channels=[4, 8],
 )  # fmt: skip
 
 
@@ -128,6 +129,21 @@ def test_a_pipeline_paints_larger_images(train, tmp_path, pipeline):
     other = FQModel.from_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="train it with train_vae.py --start_from"):
         FQLDMPipeline.from_pretrained(tmp_path / "pipe", vqvae=other)
+
+
+def test_a_unet_is_trained_beside_the_decoder(train, call, image_folder, tmp_path):  # noqa: F811
+    """On the tokens as they start, which are the same in a model of one step."""
+    frozen = dict(freeze_tokens=True, decode_unquantized=True, reconstruction_loss="l1")
+    train("tokens", max_train_steps=1, **frozen)
+    train("painted", max_train_steps=3, **frozen)
+    status, _, err = call(
+        train_ldm.main, dataset=image_folder, vae="tokens", output_dir="pipe", target="unquantized",
+        quantize_samples=False, max_train_steps=1, report_to="none", **LDM_OPTIONS,
+    )  # fmt: skip
+    assert status == 0, err
+    painted = FQModel.from_pretrained(tmp_path / "painted")
+    pipe = FQLDMPipeline.from_pretrained(tmp_path / "pipe", vqvae=painted)
+    assert pipe.vqvae is painted
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fq_ldm.metrics.samples import PowerSpectrum, SpectrumOfPairs, nearest_images, spectral_distance
+from fq_ldm.metrics.samples import PowerSpectrum, SpectrumOfPairs, nearest_images, spectral_distance, spectral_gain
 
 
 def radial(images):
@@ -45,8 +45,8 @@ def test_pairs_are_compared_frequency_by_frequency():
 
 def test_spectral_distance_is_in_decibels():
     power = torch.tensor([1.0, 2.0, 5.0])
-    assert spectral_distance(power, power) == 0
-    assert spectral_distance(power, 10 * power) == pytest.approx(10)
+    assert spectral_distance(spectral_gain(power, power)) == 0
+    assert spectral_distance(spectral_gain(power, 10 * power)) == pytest.approx(10)
 
 
 def test_nearest_images_finds_copies_and_mirrored_copies():

@@ -151,10 +151,11 @@ def test_vae_resumes_exactly(image_folder, tmp_path, accumulation):
     ]
 
 
-def test_ldm_resumes_exactly(image_folder, vae, tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_ldm_resumes_exactly(image_folder, vae, tmp_path, optimizer):
     common = dict(
         dataset=image_folder, vae=vae[0], random_flip=True, lr_scheduler="constant_with_warmup", checkpointing_steps=2,
-        checkpoints_total_limit=1, **LDM_OPTIONS,
+        checkpoints_total_limit=1, optimizer=optimizer, **LDM_OPTIONS,
     )  # fmt: skip
     run("train_ldm.py", tmp_path, output_dir="whole", max_train_steps=6, **common)
     run("train_ldm.py", tmp_path, output_dir="parts", max_train_steps=2, **common)

@@ -35,6 +35,11 @@ def test_the_others_are_refused(plugin, allowed, error):
         check_sharding(accelerator(**plugin), allowed)
 
 
+def test_muon_needs_whole_weights():
+    with pytest.raises(UserError, match="optimizer: must be adamw where weights lie in shards, not muon"):
+        check_sharding(accelerator(fsdp_version=2, state_dict_type="FULL_STATE_DICT"), True, "muon")
+
+
 @pytest.mark.parametrize("averaged", [True, False])
 def test_a_whole_unet_takes_no_memory_for_what_is_whole_already(pipeline, averaged):
     unet = pipeline.unet

@@ -1,7 +1,7 @@
 """Training a decoder against a discriminator."""
 
 from .discriminator import PatchDiscriminator
-from .losses import balance, discriminator_loss, feature_matching, generator_loss, gradient_penalty
+from .losses import balance, discriminator_loss, feature_matching, generator_loss, gradient_penalty, spectral_loss
 
 __all__ = [
     "PatchDiscriminator",
@@ -10,4 +10,5 @@ __all__ = [
     "feature_matching",
     "generator_loss",
     "gradient_penalty",
+    "spectral_loss",
 ]

@@ -4,7 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..spectrum import frequency_rings
+
 LARGEST_BALANCE = 1e4  # VQGAN's bound
+ROUNDING = (2 / 255) ** 2 / 12  # variance of the rounding of [-1, 1] to 8 bits
 
 
 def discriminator_loss(real: torch.Tensor, painted: torch.Tensor, kind: str) -> torch.Tensor:
@@ -23,6 +26,21 @@ def feature_matching(real: list[torch.Tensor], painted: list[torch.Tensor]) -> t
     """Mean absolute difference of the discriminator's features, over its layers (pix2pixHD, Wang et al. 2018)."""
     distances = [F.l1_loss(p.float(), r.detach().float()) for r, p in zip(real, painted, strict=True)]
     return torch.stack(distances).mean()
+
+
+def spectral_loss(images: torch.Tensor, painted: torch.Tensor) -> torch.Tensor:
+    """How the power of painted images (B, c, H, W) over spatial frequency differs from that of the images.
+
+    The mean square, over all rings of frequencies but the mean of the image, of the logarithm of the ratio of their
+    mean powers in the batch: 0 where as much is painted as there is, wherever it is (after Durall et al. 2020). To
+    both is added what rounding to 8 bits leaves, since enlarged images have nothing in their highest rings.
+    """
+    rings, count = frequency_rings(*images.shape[-2:], images.device)
+    with torch.autocast(images.device.type, enabled=False):
+        spectra = [torch.fft.fft2(batch.float(), norm="ortho") for batch in (images, painted)]
+        power = [spectrum.abs().square().mean((0, 1)) + ROUNDING for spectrum in spectra]
+    sums = [values.new_zeros(count).index_add(0, rings.flatten(), values.flatten()) for values in power]
+    return (sums[1][1:] / sums[0][1:]).log().square().mean()
 
 
 def gradient_penalty(discriminator: nn.Module, images: torch.Tensor) -> torch.Tensor:

@@ -19,9 +19,11 @@ def make_extractor(config: EvaluationConfig, metrics: list[str], device: torch.d
             importlib.import_module(config.feature_extractor_module)
         except ImportError as error:
             raise UserError(f"feature_extractor_module: cannot be imported ({error})") from error
-    return one_line(
-        FeatureExtractor, metrics, config.feature_extractor, config.feature_extractor_weights, device=device
-    )  # fmt: skip
+    name = config.feature_extractor
+    try:
+        return one_line(FeatureExtractor, metrics, name, config.feature_extractor_weights, device=device)
+    except ImportError as error:  # of an extractor of somebody else
+        raise UserError(f"feature_extractor: {name} needs a package that is not installed ({error})") from error
 
 
 def load_pair_metrics(config: EvaluationConfig, metrics: list[str], device: torch.device) -> dict:

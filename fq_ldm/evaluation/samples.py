@@ -12,7 +12,7 @@ from ..diffusion import sampling_scheduler
 from ..distributed import merge, my_batches, my_share, processes
 from ..metrics import to_uint8
 from ..metrics.fidelity import frechet_distance, kernel_distance, precision_recall
-from ..metrics.samples import PowerSpectrum, nearest_images, spectral_distance
+from ..metrics.samples import PowerSpectrum, nearest_images, spectral_distance, spectral_gain
 from ..options import NETWORK_METRICS, EvaluationConfig, check
 from ..pipelines import FQLDMPipeline
 from .classes import check_classes, judge_classes, labels_of, make_judge, spread_classes
@@ -64,9 +64,10 @@ def evaluate_pipeline(
         asked = spread_classes(pipeline.config.class_shares, config.num_samples, config.seed)
 
     references = map(to_uint8, tqdm(my_batches(images, config.batch_size), desc="images"))
+    shown = max(GRID_SAMPLES, config.neighbour_samples)
     spectra, kept, features, judged = {}, {}, {}, {}
-    for name, batches in (("images", references), ("samples", generate(pipeline, config, asked))):
-        spectra[name], kept[name], features[name], judged[name] = _look_at(batches, extractor, judge, config)
+    for name, batches, keep in (("images", references, 0), ("samples", generate(pipeline, config, asked), shown)):
+        spectra[name], kept[name], features[name], judged[name] = _look_at(batches, extractor, judge, keep)
     results = {"images": len(images), "samples": config.num_samples, **_sampling(pipeline, config)}
     arrays = {}
     grid = kept["samples"][:GRID_SAMPLES] / 255
@@ -80,7 +81,7 @@ def evaluate_pipeline(
         else:
             results |= one_line({"kid": kernel_distance, "prc": precision_recall}[name], *pair)
     if "spectrum" in metrics:
-        results["spectral_distance_db"] = spectral_distance(spectra["samples"], spectra["images"])
+        results["spectral_distance_db"] = spectral_distance(spectral_gain(spectra["samples"], spectra["images"]))
         arrays["spectrum"] = {f"spectrum_of_{name}": values.tolist() for name, values in spectra.items()}
     if judge is not None:
         found, arrays["classes"] = judge_classes(judged, labels_of(images), asked, train_images.class_names)
@@ -103,24 +104,23 @@ def _sampling(pipeline: FQLDMPipeline, config: EvaluationConfig) -> dict:
     return made
 
 
-def _look_at(batches, extractor, judge, config: EvaluationConfig) -> tuple:
+def _look_at(batches, extractor, judge, keep: int) -> tuple:
     """One pass over batches (B, c, H, W) uint8 of this process: what all processes find.
 
     Returns:
-        the radial spectrum, the first images (n, c, H, W) uint8, the features, where there is an extractor, and what
-        the classifier says, where there is one.
+        the radial spectrum, the first `keep` images (n, c, H, W) uint8, the features, where there is an extractor, and
+        what the classifier says, where there is one.
     """
-    wanted = max(GRID_SAMPLES, config.neighbour_samples)
     spectrum, kept, features, judged = PowerSpectrum(), [], [], []
     for batch in batches:
         spectrum(batch / 255)
-        kept.append(batch.cpu() if sum(map(len, kept)) < wanted else batch[:0].cpu())
+        kept.append(batch.cpu() if sum(map(len, kept)) < keep else batch[:0].cpu())
         if extractor is not None:
             features.append(extractor(batch))
         if judge is not None:
             said = judge.judge(batch.to(next(judge.parameters()).device) / 127.5 - 1)
             judged.append([values.cpu() for values in said])
-    first = torch.cat(merge(kept))[:wanted]
+    first = torch.cat(merge(kept))[:keep]
     found = None if extractor is None else extractor.join(merge(features))
     said = None if judge is None else [torch.cat(values) for values in zip(*merge(judged), strict=True)]
     return spectrum.radial(merge), first, found, said

@@ -6,7 +6,7 @@ from tqdm.auto import tqdm
 from ..data import sample_images
 from ..distributed import merge, my_batches
 from ..metrics import CodebookUsage, evaluate_reconstruction, sorted_usage, unit_information
-from ..metrics.samples import SpectrumOfPairs
+from ..metrics.samples import SpectrumOfPairs, spectral_distance
 from ..options import EvaluationConfig
 from .networks import load_pair_metrics, one_line
 
@@ -42,7 +42,7 @@ def evaluate_vae(
         if "spectrum" in metrics:
             gain = measured.pop("spectrum")
             arrays["spectrum"] = {"gain_db": gain.tolist()}
-            measured["spectral_distance_db"] = gain.square().mean().sqrt().item()
+            measured["spectral_distance_db"] = spectral_distance(gain)
             measured["spectral_deviation_largest_db"] = gain.abs().max().item()
         parts = {
             "reconstruction": ("mse", "psnr", "ssim", "ssim_gaussian"),

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from ..spectrum import frequency_rings
+
 
 class PowerSpectrum:
     """Mean power of images at each spatial frequency.
@@ -28,14 +30,10 @@ class PowerSpectrum:
         """
         sums = merge(self._sums)
         power = sum((total for _, total in sums), start=torch.zeros(())) / sum(count for count, _ in sums)
-        height, width = power.shape
-        rows, columns = torch.fft.fftfreq(height) * height, torch.fft.fftfreq(width) * width
-        side = min(height, width)
-        # In cycles per shorter side, so that a ring is one frequency in pixels where images are not square.
-        radius = torch.hypot(rows.view(-1, 1) * side / height, columns.view(1, -1) * side / width).round().long()
-        rings = torch.zeros(int(radius.max()) + 1, dtype=power.dtype)
+        radius, count = frequency_rings(*power.shape)
+        rings = torch.zeros(count, dtype=power.dtype)
         rings.index_add_(0, radius.flatten(), power.flatten())
-        return (rings / torch.bincount(radius.flatten()))[1 : side // 2 + 1]
+        return (rings / torch.bincount(radius.flatten()))[1 : min(power.shape) // 2 + 1]
 
 
 class SpectrumOfPairs:
@@ -51,12 +49,17 @@ class SpectrumOfPairs:
 
     def compute(self, merge: Callable[[list], list] = list) -> torch.Tensor:
         """At 1 .. min(H, W) / 2 cycles per image side, below 0 where reconstructions are weaker: float64."""
-        return 10 * torch.log10(self._reconstructions.radial(merge) / self._images.radial(merge))
+        return spectral_gain(self._reconstructions.radial(merge), self._images.radial(merge))
 
 
-def spectral_distance(first: torch.Tensor, second: torch.Tensor) -> float:
-    """Root mean square difference of two radial power spectra in dB; 0 for equal ones."""
-    return (10 * torch.log10(first / second)).square().mean().sqrt().item()
+def spectral_gain(power: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """The difference of two radial power spectra (n,) in dB, below 0 where the first is weaker."""
+    return 10 * torch.log10(power / reference)
+
+
+def spectral_distance(gain: torch.Tensor) -> float:
+    """Root mean square of a `spectral_gain` (n,), in dB; 0 for equal spectra."""
+    return gain.square().mean().sqrt().item()
 
 
 @torch.no_grad()

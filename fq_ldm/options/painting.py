@@ -32,6 +32,7 @@ class PaintingConfig:
     )
     feature_matching_weight: float = option(0.5, "of the distance of the discriminator's features")
     gradient_penalty_weight: float = option(0.05, "of R1, the discriminator's squared gradient at real images")
+    spectral_weight: float = option(0.0, "of the difference of images and painted ones in power over frequency")
     lpips_weight: float = option(0.0, "of LPIPS with VGG16")
     lpips_weights: str | None = option(None, "file with torchvision's VGG16 weights; by default they are downloaded")
     discriminator_block_out_channels: list[int] = option([32, 64, 128, 128], "channels; each layer halves the image")

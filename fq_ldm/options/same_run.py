@@ -11,6 +11,8 @@ FREE_OPTIONS = {
     "card_notes", "card_license", "push_to_hub", "hub_model_id", "hub_private", "dry_run", "skip_nonfinite", "compile",
     "dataloader_num_workers",
 }  # fmt: skip
+# What runs did that were begun before there was the option.
+BEFORE = {"optimizer": "adamw"}
 
 
 def check_same_run(folder: Path, old: dict, new: dict) -> None:
@@ -21,6 +23,7 @@ def check_same_run(folder: Path, old: dict, new: dict) -> None:
     """
     if old.keys().isdisjoint(new):
         raise UserError(f"output_dir: {folder} holds something else than a run of this script; choose another one")
+    old = BEFORE | old
     changed = [k for k in new if k not in FREE_OPTIONS and k in old and old[k] != new[k]]
     if changed:
         differences = ", ".join(f"{k} {old[k]} -> {new[k]}" for k in changed)

@@ -24,6 +24,9 @@ class TrainingConfig:
     max_train_seconds: float | None = option(
         None, "seconds of optimizer steps, instead of epochs; the learning rate follows the clock"
     )
+    optimizer: str = option(
+        "adamw", "AdamW, or Muon for matrices and convolutions, and AdamW for the rest", choices=["adamw", "muon"]
+    )
     learning_rate: float = option(1e-3, "peak learning rate")
     lr_scheduler: str = option(
         "cosine", "learning rate schedule, by its name in diffusers", choices=[name.value for name in SchedulerType]
@@ -31,7 +34,7 @@ class TrainingConfig:
     lr_warmup_steps: int = option(500, "optimizer steps of linear warm-up")
     adam_beta1: float = option(0.9, "AdamW beta 1")
     adam_beta2: float = option(0.99, "AdamW beta 2")
-    weight_decay: float = option(0.0, "AdamW weight decay")
+    weight_decay: float = option(0.0, "decoupled weight decay")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
     mixed_precision: str = option("no", "no, fp16 (GPU only) or bf16", choices=["no", "fp16", "bf16"])
     compile: bool = option(False, "compile the model with torch.compile: minutes at the start, faster steps")

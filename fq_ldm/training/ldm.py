@@ -90,18 +90,21 @@ def finish(pipeline: FQLDMPipeline, ldm: LDMConfig, config: TrainingConfig, metr
     draw_samples(images, folder / "samples.png")
     save_metrics(folder, metrics)
     parameters = sum(p.numel() for p in pipeline.unet.parameters())
-    channels, height, width = pipeline.vqvae.diffusion_latent_shape
+    latents, shape = "frequency latents", "x".join(map(str, pipeline.vqvae.diffusion_latent_shape))
+    of_tokens = {}
+    if ldm.quantize_samples:
+        of_tokens["bits_per_image"] = pipeline.vqvae.bits_per_image
+        latents, shape = f"quantized {latents}", f"{shape}, {pipeline.vqvae.bits_per_image:.0f} bits per image"
     names = pipeline.config.class_names
     other_scheduler = "DDPMScheduler" if ldm.save_scheduler == "dpm_solver" else "DPMSolverMultistepScheduler"
     save_card(
         folder,
         title=f"FQ-LDM on {Path(options['dataset']).name}",
-        summary=f"Latent diffusion on the quantized frequency latents of an FQ-VAE: a UNet of {parameters / 1e6:.2f} M "
-        f"parameters on {channels}x{height}x{width} latents, {pipeline.vqvae.bits_per_image:.0f} bits per image. "
-        f"The samples are not selected; {ldm.preview_inference_steps} steps of DPM-Solver++.",
+        summary=f"Latent diffusion on the {latents} of an FQ-VAE: a UNet of {parameters / 1e6:.2f} M parameters on "
+        f"{shape}. The samples are not selected; {ldm.preview_inference_steps} steps of DPM-Solver++.",
         picture="samples.png",
         usages=pipeline_usages(model_name(folder, options), other_scheduler, ldm.num_train_timesteps, names),
-        metrics={**metrics, "bits_per_image": pipeline.vqvae.bits_per_image, "unet_parameters": parameters},
+        metrics={**metrics, **of_tokens, "unet_parameters": parameters},
         options=options,
         script="train_ldm",
         limits="For research on generative models. Samples are not filtered; what is rare in the "

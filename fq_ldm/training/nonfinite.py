@@ -1,14 +1,15 @@
 """Losses and gradients that are not finite: how they are found, and what happens then.
 
-On the CPU each loss and each gradient is looked at before it does anything. On a GPU to look is to wait, thousands of
-times slower than the step may be: there the optimizer leaves such steps out by itself, and whether there were any is
-read together with the logged numbers.
+On the CPU each loss and each gradient is looked at before it does anything. On a GPU to look is to wait: there fused
+AdamW leaves such steps out by itself, and whether there were any is read together with the logged numbers. Muon cannot,
+and waits once a step.
 """
 
 import torch
 
 from ..options import DataError
-from .run import Batch, Run, looks_late
+from .optimizer import looks_late
+from .run import Batch, Run
 from .sharding import whole
 
 NONFINITE_FILE = "nonfinite_steps.txt"
@@ -137,8 +138,9 @@ class LateWatch(Watch):
 
 
 def make_watch(run: Run) -> Watch:
-    """The watch that fits the device."""
-    return (LateWatch if looks_late(run.accelerator.device) else Watch)(run)
+    """The watch that fits the device and the optimizer."""
+    late = looks_late(run.accelerator.device) and run.config.optimizer == "adamw"  # Muon leaves no step out by itself
+    return (LateWatch if late else Watch)(run)
 
 
 def describe(run: Run, loss: float, step: int, number: int, process: int) -> str:

@@ -15,11 +15,13 @@ from ..adversarial import (
     feature_matching,
     generator_loss,
     gradient_penalty,
+    spectral_loss,
 )
 from ..diffusion import open_vae
 from ..models import FQDecoderOutput, FQModel, TokenAutoencoder, take_tokens_
 from ..options import PaintingConfig, TrainingConfig, UserError, check
-from .run import Batch, looks_late
+from .optimizer import looks_late
+from .run import Batch
 
 
 class Adversary:
@@ -138,6 +140,10 @@ class PaintingLoss:
                 weight = weight * balance(loss, adversarial, self.model.decoder.conv_out.weight)
             loss = loss + weight * adversarial + options.feature_matching_weight * distance
             shown |= {"adversarial_loss": adversarial.detach(), "feature_matching": distance.detach()}
+        if options.spectral_weight:  # after the balance, whose measure is how near the images are
+            difference = spectral_loss(images, painted)
+            loss = loss + options.spectral_weight * difference
+            shown["spectral_loss"] = difference.detach()
         return loss, shown
 
     def _paint(self, prepared: Callable, images: torch.Tensor, generator: torch.Generator) -> FQDecoderOutput:

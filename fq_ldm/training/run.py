@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from ..options import DataError, TrainingConfig
 from .checkpoint import load_checkpoint, newest_intact, save_checkpoint
+from .optimizer import make_optimizer
 from .scaler import ScalerWatch
 from .setup import seed_batch
 
@@ -80,13 +81,7 @@ class Run:
         self.ema = ema
         self.folder = Path(config.output_dir)
         self.sampler = loader.sampler
-        optimizer = torch.optim.AdamW(
-            model.parameters(),
-            lr=config.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            weight_decay=config.weight_decay,
-            fused=looks_late(accelerator.device) or None,  # such an optimizer can leave a step out by itself
-        )
+        optimizer = make_optimizer(accelerator, config, model)
         self.model, self.optimizer, self.loader = accelerator.prepare(model, optimizer, loader)
         if ema is not None:  # where the weights are now, and in shards if they are
             ema.shadow_params = [parameter.detach().clone() for parameter in self.model.parameters()]
@@ -226,11 +221,6 @@ class Run:
         if self.by_clock and self.accelerator.num_processes > 1:
             seconds = broadcast(torch.tensor(seconds, device=self.accelerator.device, dtype=torch.float32)).item()
         return seconds
-
-
-def looks_late(device: torch.device) -> bool:
-    """Whether faults are looked for at logged steps alone: on a GPU, where to look is to wait."""
-    return device.type == "cuda"
 
 
 def follow_clock(schedule, optimizer, progress: Progress, config: TrainingConfig) -> None:

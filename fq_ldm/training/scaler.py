@@ -29,8 +29,7 @@ class ScalerWatch:
 
     def after_step(self) -> None:
         """To be called after every optimizer step, made or left out."""
-        if self.scaler is not None:
-            scale = self.scaler._get_scale_async()
+        if self.scaler is not None and (scale := self.scaler._get_scale_async()) is not None:
             self._skipped = self._skipped + (scale < self._scale)
             self._scale = scale.clone()
 

@@ -95,7 +95,7 @@ def make_accelerator(config: TrainingConfig, may_shard: bool = False) -> Acceler
         )
     except ValueError as error:  # accelerate's word for an unknown or missing tracker
         raise UserError(f"report_to: {error}") from error
-    check_sharding(accelerator, may_shard)
+    check_sharding(accelerator, may_shard, config.optimizer)
     if config.report_to != "none" and not accelerator.log_with:
         raise UserError(f"report_to: the package of the tracker '{config.report_to}' is not installed")
     if accelerator.device.type == "cpu" and accelerator.num_processes == 1 and torch.get_num_threads() == 1:

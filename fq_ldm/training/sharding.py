@@ -11,18 +11,19 @@ from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ..options import UserError
+from ..options import UserError, check
 
 
-def check_sharding(accelerator: Accelerator, allowed: bool) -> None:
+def check_sharding(accelerator: Accelerator, allowed: bool, optimizer: str = "adamw") -> None:
     """Refuse what is not supported of accelerate's sharding.
 
     Args:
         accelerator: as it was configured.
         allowed: whether the script can train sharded weights at all.
+        optimizer: the option.
 
     Raises:
-        UserError: if it cannot, or in another way.
+        UserError: if the script or the optimizer cannot, or the weights lie in shards in another way.
     """
     if accelerator.distributed_type != DistributedType.FSDP:
         return
@@ -31,6 +32,7 @@ def check_sharding(accelerator: Accelerator, allowed: bool) -> None:
             "accelerate is configured for FSDP, and an FQ-VAE is not trained in shards (it is small, and its codebook "
             "is updated outside of the optimizer): use configs/accelerate/one_machine_8_gpus.yaml"
         )
+    check(optimizer == "adamw", "optimizer", optimizer, "must be adamw where weights lie in shards")
     plugin = accelerator.state.fsdp_plugin
     if plugin.fsdp_version != 2:
         raise UserError(f"fsdp_version: must be 2, not {plugin.fsdp_version}; see configs/accelerate/fsdp2.yaml")

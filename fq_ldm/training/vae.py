@@ -58,14 +58,15 @@ def measure(
 ) -> dict[str, float]:
     """Standardise the diffusion latents of the trained model by batches of training images, and measure the model.
 
-    The processes share the held-out images. Latents of another model's tokens are not standardised anew, so that its
-    pipelines can take this one's decoder.
+    The processes share the held-out images. Latents are standardised, and images reconstructed, from quantized latents
+    or from unquantized ones, as the decoder was trained. Latents of another model's tokens are not standardised anew,
+    so that its pipelines can take this one's decoder.
     """
     model.eval()
     size = STATISTICS_IMAGES * math.prod(model.latent_shape)
     if standardise:
         latents = gather(sample, lambda batch: model.encode(batch.to(model.device)).latents, size)
-        model.measure_diffusion_latents_(latents)
+        model.measure_diffusion_latents_(latents, quantize)
     batches = tqdm(my_batches(held_out, EVALUATION_BATCH_SIZE), desc="held-out images")
     metrics = evaluate_reconstruction(model, batches, pixel_variance(sample), merge=merge, quantize=quantize)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
