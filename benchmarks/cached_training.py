@@ -1,6 +1,6 @@
 """Memory and speed of diffusion training on very many encoded images:
 
-    python -m benchmarks.cached_training checkpoints/celeba64/vqvae --images 1000000 --processes 2
+    python -m benchmarks.cached_training checkpoints/celeba64_codec/vqvae --images 1000000 --processes 2
 
 Writes a dataset of that many equal images and shards of random tokens into a temporary folder, as if they had been
 encoded, and trains a small UNet on them for some steps with train_ldm.py's own code. Prints a line of JSON for each

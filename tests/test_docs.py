@@ -34,7 +34,7 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "results" / "README.md",
     ROOT / "results" / "diffusion_celeba64" / "README.md",
-    ROOT / "checkpoints" / "celeba64" / "README.md",
+    *sorted((ROOT / "checkpoints").glob("*/README.md")),
 ]
 NOT_RUN = {
     "pip install --no-deps facenet-pytorch": "a package of somebody else, from a registry",
@@ -301,9 +301,14 @@ def test_python(code, workplace, untrained_vae, capsys):
     if "runs/cifar10/pipeline" in code:
         model, _ = untrained_vae("runs/cifar10/vae")
         untrained_pipeline(model, 100, [f"class {i}" for i in range(10)]).save_pretrained("runs/cifar10/pipeline")
-    if "runs/folder64/pipeline" in code:
-        untrained_pipeline(untrained_vae("runs/folder64/vae")[0], 100).save_pretrained("runs/folder64/pipeline")
-        link(workplace, "runs/folder64/larger", untrained_vae("runs/folder64/larger")[1])
+    for pipeline, decoder in {
+        "runs/folder64/pipeline": "runs/folder64/larger",
+        "runs/celeba64_small/second": "runs/celeba64_small/vae",
+    }.items():
+        if pipeline in code:
+            vae, _ = untrained_vae(f"{pipeline.rpartition('/')[0]}/vae")
+            untrained_pipeline(vae, 100).save_pretrained(pipeline)
+            link(workplace, decoder, untrained_vae(decoder)[1])
     if '"faces"' in code:
         export.export("checkpoints/celeba64", Path("faces"), "faces")
     names = {}

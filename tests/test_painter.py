@@ -63,6 +63,18 @@ def test_noise_comes_from_the_generators(painting):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("upsampling, even", [("shuffle", False), ("bilinear", True)])
+@torch.no_grad()
+def test_what_is_even_is_painted_evenly(upsampling, even):
+    """Without noise, and far from the borders: the four pixels of a shuffle have weights of their own."""
+    torch.manual_seed(0)
+    painter = Painter(2, 3, (16, 16), (64, 64), (4, 8, 12), (1, 1, 1), upsampling, norm_num_groups=4)
+    for add_noise, *_ in painter.sizes:
+        add_noise.weight.zero_()
+    painted = painter(torch.full((1, 2, 64, 64), 0.7))[0, :, 28:36, 28:36]
+    assert (painted.std((1, 2)) < 1e-5).all() == even
+
+
 def test_a_painter_sees_the_crop_with_the_amplitudes_of_an_image():
     painter = Painter(2, 3, (4, 4), (8, 8), (4, 8), (1, 1), norm_num_groups=4)
     torch.testing.assert_close(painter._small(torch.full((1, 2, 8, 8), 0.7)), torch.full((1, 2, 4, 4), 0.7))

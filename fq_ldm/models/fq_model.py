@@ -49,6 +49,7 @@ class FQModel(TokenAutoencoder):
             crop's last; None for the trunk's decoder.
         painter_layers_per_block: its residual blocks at each size; 1 at the image's, doubled at each smaller size by
             default.
+        painter_upsampling: how it grows, "shuffle" or "bilinear": see `Painter`.
 
     Raises:
         ValueError: if the sizes do not fit one another; the message says which do.
@@ -83,6 +84,7 @@ class FQModel(TokenAutoencoder):
         graph_module: bool = True,
         painter_block_out_channels: tuple[int, ...] | None = None,
         painter_layers_per_block: tuple[int, ...] | None = None,
+        painter_upsampling: str = "shuffle",
     ):
         if tokens not in TOKEN_LAYOUTS:
             raise ValueError(f"tokens must be one of {', '.join(TOKEN_LAYOUTS)}, not {tokens}")
@@ -108,5 +110,6 @@ class FQModel(TokenAutoencoder):
             painter = dict(
                 block_out_channels=painter_block_out_channels,
                 layers_per_block=painter_layers_per_block or [2**i for i in range(sizes)],
+                upsampling=painter_upsampling,
             )
         self._build(make_tokens, make_codebook, spectral_crop, graph_module, painter)

@@ -16,8 +16,8 @@ class Painter(nn.Module):
     """Low-frequency latents -> what the image has beside their linear decoding.
 
     The latents hold only low frequencies, so most of the work is done on few pixels: residual blocks at the size of
-    the crop, then pixel shuffles, with fewer channels and blocks at each doubled size. What the latents do not say
-    (hair, grain) has to come from somewhere: at each size one channel of noise goes in with the features.
+    the crop, then it grows, with fewer channels and blocks at each doubled size. What the latents do not say (hair,
+    grain) has to come from somewhere: at each size one channel of noise goes in with the features.
 
     Args:
         latent_channels: D.
@@ -26,6 +26,8 @@ class Painter(nn.Module):
         size: (H, W), of the images: h' and w' times 2^(n-1) for n sizes.
         block_out_channels: of each size, the image's first and the crop's last.
         layers_per_block: residual blocks at each size, in the same order.
+        upsampling: "shuffle" gives each of the four new pixels weights of its own (sub-pixel convolution, Shi et al.
+            2016), which may leave a lattice where little is known; "bilinear" smooths before it convolves.
         act_fn: activation.
         norm_num_groups: groups of the group normalisations.
 
@@ -41,6 +43,7 @@ class Painter(nn.Module):
         size: tuple[int, int],
         block_out_channels: tuple[int, ...],
         layers_per_block: tuple[int, ...],
+        upsampling: str = "shuffle",
         act_fn: str = "silu",
         norm_num_groups: int = 8,
     ):
@@ -56,7 +59,10 @@ class Painter(nn.Module):
                 f"painter_layers_per_block {list(layers_per_block)} must have one number for each of "
                 f"painter_block_out_channels {list(block_out_channels)}"
             )
+        if upsampling not in ("shuffle", "bilinear"):
+            raise ValueError(f"painter_upsampling must be shuffle or bilinear, not {upsampling}")
         self.crop = tuple(crop)
+        self.upsampling = upsampling
         common = dict(temb_channels=None, groups=norm_num_groups, non_linearity=act_fn, eps=1e-6)
         channels, layers = list(block_out_channels)[::-1], list(layers_per_block)[::-1]
         self.conv_in = nn.Conv2d(latent_channels, channels[0], 3, padding=1)
@@ -64,7 +70,8 @@ class Painter(nn.Module):
         self.growing = nn.ModuleList()
         for i, (width, depth) in enumerate(zip(channels, layers, strict=True)):
             if i:
-                self.growing.append(nn.Conv2d(channels[i - 1], 4 * width, 3, padding=1))
+                grown = 4 * width if upsampling == "shuffle" else width
+                self.growing.append(nn.Conv2d(channels[i - 1], grown, 3, padding=1))
             blocks = [ResnetBlock2D(in_channels=width, out_channels=width, **common) for _ in range(depth)]
             self.sizes.append(nn.ModuleList([nn.Conv2d(1, width, 3, padding=1), *blocks]))
         self.norm_out = nn.GroupNorm(norm_num_groups, channels[-1], eps=1e-6)
@@ -86,11 +93,16 @@ class Painter(nn.Module):
         features = self.conv_in(self._small(latents))
         for i, (add_noise, *blocks) in enumerate(self.sizes):
             if i:
-                features = nn.functional.pixel_shuffle(self.growing[i - 1](features), 2)
+                features = self._grow(features, self.growing[i - 1])
             features = features + add_noise(_noise(features, generator))
             for block in blocks:
                 features = block(features, None)
         return self.conv_out(self.act_out(self.norm_out(features)))
+
+    def _grow(self, features: torch.Tensor, convolution: nn.Module) -> torch.Tensor:
+        if self.upsampling == "shuffle":
+            return nn.functional.pixel_shuffle(convolution(features), 2)
+        return convolution(nn.functional.interpolate(features, scale_factor=2, mode="bilinear", align_corners=False))
 
     def _small(self, latents: torch.Tensor) -> torch.Tensor:
         """The latents at the size of the crop, with the amplitudes of an image and not of its norm."""

@@ -52,6 +52,9 @@ class VAEConfig:
     painter_layers_per_block: list[int] | None = option(
         None, "residual blocks of that decoder at each size; by default 1, 2, 4 and so on"
     )
+    painter_upsampling: str = option(
+        "shuffle", "how that decoder grows: by sub-pixel convolution, or bilinearly", choices=["shuffle", "bilinear"]
+    )
     init_images: int = option(12288, "training images that filters, scales and codebook start from")
 
     def __post_init__(self):
