@@ -91,6 +91,15 @@ def test_what_changes_no_token_is_not_encoded_anew(cache, vae, images, monkeypat
     assert len(cache("unquantized")[1]) == 32  # whose numbers are those of the view
 
 
+@pytest.mark.parametrize("target", ["quantized", "unquantized"])
+def test_another_decoder_has_the_same_tokens(cache, vae, target):
+    cache(target)
+    vae.decoder.conv_out.weight.add_(1)
+    assert cache(target)[1] == []
+    vae.encoder.conv_out.weight.add_(1)
+    assert len(cache(target)[1]) == 32
+
+
 def test_a_damaged_shard_is_named(cache, tmp_path):
     cache()
     path = tmp_path / "latents" / "00002.safetensors"

@@ -127,14 +127,15 @@ def _is_current(path: Path, key: str) -> bool:
 def fingerprint(vae: TokenAutoencoder, images: ImageDataset, target: str, flip: bool) -> str:
     """What a shard is for, in short: the FQ-VAE's weights, how many images by which options, and how they are encoded.
 
-    Tokens do not depend on the view of the latents.
+    Tokens do not depend on the view of the latents, and neither on the decoder.
     """
     options = replace(images.config, dataloader_num_workers=0)  # changes no image
     viewed = target != "quantized"
-    view = {key: value for key, value in vae.config.items() if viewed or not key.startswith("diffusion_")}
+    unused = ("painter_", "decoder.", "equalizer.", *(() if viewed else ("diffusion_",)))
+    view = {key: value for key, value in vae.config.items() if not key.startswith(unused)}
     digest = hashlib.sha256(f"{options} {len(images)} {view} {target} {flip}".encode())
     for name, value in vae.state_dict().items():
-        if not viewed and name.startswith("diffusion_view."):
+        if name.startswith(unused):
             continue
         digest.update(name.encode() + value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
