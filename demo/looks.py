@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler
 from PIL import Image, ImageOps
 
 from fq_ldm import FQLDMPipeline
 from fq_ldm.data import to_tensor
+from fq_ldm.diffusion import fast_scheduler
 from fq_ldm.metrics import psnr, to_uint8
 
 SHOWN = 256  # pixels, at least, of the longer side of a picture
@@ -31,9 +32,7 @@ class Looks:
         self.pipeline = FQLDMPipeline.from_pretrained(name)
         self.pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
         self.pipeline.set_progress_bar_config(disable=True)
-        self.pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
-            self.pipeline.scheduler.config, algorithm_type="sde-dpmsolver++"
-        )
+        self.pipeline.scheduler = fast_scheduler(self.pipeline.scheduler)
         self.lock = threading.Lock()
         self.vae = self.pipeline.vqvae
         self.class_names = self.pipeline.config.class_names or []

@@ -169,12 +169,13 @@ def test_ldm_starts_from_a_trained_unet(image_folder, vae, pipeline, tmp_path, c
     options = dict(dataset=image_folder, vae=vae[0], max_train_steps=1, report_to="none", seed=1, **LDM_OPTIONS)
     status, _, errors = call(
         train_ldm.main, start_from=pipeline[0], learning_rate=1e-12, output_dir=tmp_path / "out",
-        save_scheduler="dpm_solver", **options,
+        save_scheduler="dpm_solver_ode", **options,
     )  # fmt: skip
     assert status == 0, errors
     start, end = (load_file(d / "unet/diffusion_pytorch_model.safetensors") for d in (pipeline[0], tmp_path / "out"))
     assert all(torch.allclose(start[name], end[name], rtol=0, atol=1e-9) for name in start)
-    assert isinstance(FQLDMPipeline.from_pretrained(tmp_path / "out").scheduler, DPMSolverMultistepScheduler)
+    scheduler = FQLDMPipeline.from_pretrained(tmp_path / "out").scheduler
+    assert isinstance(scheduler, DPMSolverMultistepScheduler) and scheduler.config.algorithm_type == "dpmsolver++"
     assert "50 steps of DPM-Solver++" in (tmp_path / "out" / "README.md").read_text()
     status, _, errors = call(train_ldm.main, start_from=tmp_path, output_dir=tmp_path / "out2", **options)
     assert status == 1 and f"start_from: no UNet can be loaded from {tmp_path}" in errors

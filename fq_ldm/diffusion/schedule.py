@@ -29,10 +29,13 @@ def sampling_scheduler(scheduler: SchedulerMixin, steps: int) -> SchedulerMixin:
     return fast_scheduler(scheduler)
 
 
-def fast_scheduler(scheduler: SchedulerMixin) -> DPMSolverMultistepScheduler:
+def fast_scheduler(scheduler: SchedulerMixin, algorithm_type: str | None = None) -> DPMSolverMultistepScheduler:
     """DPM-Solver++ for 20 to 50 steps (Lu et al. 2022), with the options of one that was saved with a pipeline.
 
-    By default it solves the stochastic equation: noise added in each step, as in DDPM, takes earlier errors away.
+    Args:
+        scheduler: to make it of.
+        algorithm_type: by default that of `scheduler` or, if it has none, "sde-dpmsolver++": noise added in each step,
+            as in DDPM, takes earlier errors away. A UNet that makes few has more of "dpmsolver++", without.
     """
-    kind = scheduler.config.get("algorithm_type", "sde-dpmsolver++")
+    kind = algorithm_type or scheduler.config.get("algorithm_type", "sde-dpmsolver++")
     return DPMSolverMultistepScheduler.from_config(scheduler.config, algorithm_type=kind)

@@ -57,8 +57,9 @@ class LDMConfig:
     preview_inference_steps: int = option(50, "DPM-Solver++ steps for the pictures")
     save_scheduler: str = option(
         "ddpm",
-        "scheduler of the saved pipeline: DDPM with all steps, as in the paper, or DPM-Solver++, which needs 20 to 50",
-        choices=["ddpm", "dpm_solver"],
+        "scheduler of the saved pipeline: DDPM with all steps, as in the paper, or DPM-Solver++, which needs 20 to 50, "
+        "with noise in each step or without (ode)",
+        choices=["ddpm", "dpm_solver", "dpm_solver_ode"],
     )
     save_precision: str = option("fp32", "of the UNet's saved weights", choices=["fp32", "fp16"])
 

@@ -82,8 +82,9 @@ def finish(pipeline: FQLDMPipeline, ldm: LDMConfig, config: TrainingConfig, metr
     folder = Path(config.output_dir)
     if ldm.save_precision == "fp16":
         pipeline.unet.half()  # the FQ-VAE is small, and its codebook must not be rounded
-    if ldm.save_scheduler == "dpm_solver":
-        pipeline.scheduler = fast_scheduler(pipeline.scheduler)
+    if ldm.save_scheduler != "ddpm":
+        kind = "dpmsolver++" if ldm.save_scheduler == "dpm_solver_ode" else "sde-dpmsolver++"
+        pipeline.scheduler = fast_scheduler(pipeline.scheduler, kind)
     pipeline.save_pretrained(folder)
     pipeline.unet.float()
     images = sample(pipeline, ldm)
@@ -96,7 +97,7 @@ def finish(pipeline: FQLDMPipeline, ldm: LDMConfig, config: TrainingConfig, metr
         of_tokens["bits_per_image"] = pipeline.vqvae.bits_per_image
         latents, shape = f"quantized {latents}", f"{shape}, {pipeline.vqvae.bits_per_image:.0f} bits per image"
     names = pipeline.config.class_names
-    other_scheduler = "DDPMScheduler" if ldm.save_scheduler == "dpm_solver" else "DPMSolverMultistepScheduler"
+    other_scheduler = "DPMSolverMultistepScheduler" if ldm.save_scheduler == "ddpm" else "DDPMScheduler"
     save_card(
         folder,
         title=f"FQ-LDM on {Path(options['dataset']).name}",
