@@ -27,6 +27,8 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 
+ROUNDING = (2 / 255) ** 2 / 12  # power at each frequency, orthonormal, of rounding [-1, 1] to 8 bits
+
 
 def pack_spectrum(latents: torch.Tensor) -> torch.Tensor:
     """Packed orthonormal 2D FFT (equation 2 of the paper, without its redundant half).
@@ -140,6 +142,12 @@ def frequency_rings(h: int, w: int, device: torch.device | None = None) -> tuple
         rows, columns = torch.fft.fftfreq(h) * side, torch.fft.fftfreq(w) * side
         rings = torch.hypot(rows.unsqueeze(1), columns).round().long()
         return rings.to(device), int(rings.max()) + 1
+
+
+def sum_over_rings(power: torch.Tensor) -> torch.Tensor:
+    """Values (H, W) at the frequencies of `torch.fft.fft2` -> their sums over each ring of `frequency_rings`: (n,)."""
+    rings, count = frequency_rings(*power.shape, power.device)
+    return power.new_zeros(count).index_add(0, rings.flatten(), power.flatten())
 
 
 @lru_cache(maxsize=64)

@@ -24,7 +24,7 @@ def main(argv: list[str]) -> None:
     check(min(data.size) >= SSIM_WINDOW, "resolution", data.resolution, f"must be {SSIM_WINDOW} or more, SSIM's window")
     options = resolved(data, vae, painting, config)
     model = build_model(data, vae)
-    source = None if painting.start_from is None else open_start(painting.start_from, model)
+    source, taken = (None, []) if painting.start_from is None else open_start(painting, model)
     start_run(config, options)
     if config.dry_run:
         return
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
         torch.manual_seed(config.seed)
         model = build_model(data, vae).to(accelerator.device)
         if source is not None:
-            taken = take_tokens_(model, source)
+            take_tokens_(model, source)
             weights = len(model.decoder.state_dict())
             accelerator.print(f"start_from: the tokens, and {len(taken)} of the decoder's {weights} weights")
         # The other processes get its weights and buffers with the first step.
@@ -49,6 +49,9 @@ def main(argv: list[str]) -> None:
                 raise DataError(f"{data.dataset}: {error}") from error
     if painting.freeze_tokens:
         model.freeze_tokens_()
+    if painting.freeze_taken:
+        for name in taken:
+            model.get_parameter(name).requires_grad_(False)
     shown = sample_images(validation_images, PREVIEW_IMAGES, seed=0)
 
     objective = make_objective(accelerator, model, painting, config)

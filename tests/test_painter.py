@@ -122,6 +122,9 @@ def test_it_is_saved_and_loaded(painting, tmp_path):
     [
         (dict(painter_block_out_channels=(8, 8)), r"\[8, 8\] grow the spectral crop \(4, 4\) 2 times.*\(16, 16\)"),
         (dict(painter_layers_per_block=(1, 2)), r"painter_layers_per_block \[1, 2\] must have one number for each"),
+        (dict(painter_upsampling=("shuffle",) * 3), "one for each of the 2, not shuffle shuffle shuffle"),
+        (dict(painter_upsampling="nearest"), "painter_upsampling must be shuffle or bilinear, .* not nearest"),
+        (dict(painter_outputs=4), "painter_outputs must lie in 1 .. 3, the sizes, not 4"),
     ],
 )
 def test_a_painter_that_does_not_fit(changes, message):
@@ -156,6 +159,23 @@ def test_larger_images_have_the_same_tokens(tokens):
     names = [name for name in small.state_dict() if name.removeprefix("decoder.").startswith(stages)]
     assert sorted(taken) == sorted(names)
     assert all(torch.equal(larger.state_dict()[name], small.state_dict()[name]) for name in names)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_a_larger_painter_starts_as_the_smaller_one_enlarged(outputs):
+    torch.manual_seed(0)
+    small, images = FQModel(**PAINTING, painter_outputs=outputs), smooth_images(64, 3, 16, 16)
+    small.initialize_(images)
+    awake(small.eval())
+    painter = dict(painter_block_out_channels=(4, 4, 8, 12), painter_layers_per_block=(1, 1, 2, 4))
+    growth = dict(painter_upsampling=("bilinear", "shuffle", "shuffle"), painter_outputs=outputs + 1)
+    larger = FQModel(**{**PAINTING, **painter, **growth, "sample_size": 32}).eval()
+    assert len(take_tokens_(larger, small)) == len(small.decoder.state_dict())
+    latents = small.to_diffusion_latents(small.quantize_latents(small.encode(images).latents).latents)
+    painted = small.decode(small.from_diffusion_latents(latents), force_not_quantize=True).sample
+    enlarged = larger.decode(larger.from_diffusion_latents(latents), force_not_quantize=True).sample
+    torch.testing.assert_close(enlarged, 2 * spectral_resize(painted, (32, 32)), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,31 @@ def test_a_pipeline_paints_larger_images(train, tmp_path, pipeline):
         FQLDMPipeline.from_pretrained(tmp_path / "pipe", vqvae=other)
 
 
+def test_only_what_is_new_is_trained(train, tmp_path):
+    """A decoder for larger images that starts as the smaller one, enlarged, and learns its last octave; resumed too."""
+    frozen = dict(freeze_tokens=True, decode_unquantized=True, **ADVERSARIAL)
+    train("small", max_train_steps=2, **frozen)
+    larger = dict(
+        resolution=32, convert_images=True, painter_block_out_channels=[4, 4, 8], painter_layers_per_block=[1, 1, 2],
+        painter_outputs=2, painter_upsampling=["bilinear", "shuffle"], painter_equalizer=True, start_from="small",
+        freeze_taken=True, max_train_steps=4, **frozen,
+    )  # fmt: skip
+    train("whole", **larger)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fq_ldm.training.interruption.StopRequest.agreed", partialmethod(stops_at, 2))
+        with pytest.raises(AssertionError):
+            train("parts", **larger)
+    train("parts", **larger)
+    small, whole, parts = (load_file(tmp_path / name / WEIGHTS) for name in ("small", "whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    out = {"decoder.norm_out": "decoder.smaller_out.0.norm_out", "decoder.conv_out": "decoder.smaller_out.0.conv_out"}
+    for name in (name for name in small if name.startswith("decoder.")):
+        taken = name.replace(*next(((old, new) for old, new in out.items() if name.startswith(old)), ("", "")))
+        assert torch.equal(whole[taken], small[name]), taken
+    assert whole["decoder.conv_out.weight"].any()
+    assert whole["equalizer.gain"][0] == 1 != whole["equalizer.gain"][1:].max()
+
+
 def test_a_unet_is_trained_beside_the_decoder(train, call, image_folder, tmp_path):  # noqa: F811
     """On the tokens as they start, which are the same in a model of one step."""
     frozen = dict(freeze_tokens=True, decode_unquantized=True, reconstruction_loss="l1")
@@ -152,6 +177,7 @@ def test_a_unet_is_trained_beside_the_decoder(train, call, image_folder, tmp_pat
         (dict(adversarial_start=1.0), "adversarial_start: must be a share of the run, in 0 .. 1 and before its end"),
         (dict(decode_unquantized=True), "decode_unquantized: would leave the codebook untrained: give freeze_tokens"),
         (dict(adversarial_weight=-1), "adversarial_weight: must not be negative, not -1.0"),
+        (dict(freeze_taken=True), "freeze_taken: keeps what start_from gives: give that too, not True"),
         (dict(start_from="nowhere"), "start_from: no FQ-VAE can be loaded from nowhere"),
         (dict(painter_block_out_channels=[4, 8, 8]), "grow the spectral crop"),
         (dict(adversarial_weight=1, discriminator_block_out_channels=[4, 4, 4, 4, 4]),
@@ -207,6 +233,14 @@ def test_other_tokens_are_refused_in_one_line(train, call, image_folder):  # noq
         options = {**OPTIONS, **change, "start_from": "plain"}
         status, _, err = call(train_vae.main, dataset=image_folder, output_dir="out", max_train_steps=1, **options)
         assert status == 2 and said in err and len(err.strip().splitlines()) == 1
+
+
+def test_nothing_left_to_train_is_one_line(train, call, image_folder):  # noqa: F811
+    train("small", max_train_steps=1)
+    options = {**OPTIONS, "start_from": "small", "freeze_taken": True}
+    status, _, err = call(train_vae.main, dataset=image_folder, output_dir="out", max_train_steps=1, **options)
+    assert status == 2 and "freeze_taken: small gives all of the decoder, which leaves nothing to train" in err
+    assert len(err.strip().splitlines()) == 1
 
 
 def test_samples_that_are_not_snapped(pipeline, tmp_path):

@@ -4,10 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..spectrum import frequency_rings
+from ..spectrum import ROUNDING, sum_over_rings
 
 LARGEST_BALANCE = 1e4  # VQGAN's bound
-ROUNDING = (2 / 255) ** 2 / 12  # variance of the rounding of [-1, 1] to 8 bits
 
 
 def discriminator_loss(real: torch.Tensor, painted: torch.Tensor, kind: str) -> torch.Tensor:
@@ -35,11 +34,9 @@ def spectral_loss(images: torch.Tensor, painted: torch.Tensor) -> torch.Tensor:
     mean powers in the batch: 0 where as much is painted as there is, wherever it is (after Durall et al. 2020). To
     both is added what rounding to 8 bits leaves, since enlarged images have nothing in their highest rings.
     """
-    rings, count = frequency_rings(*images.shape[-2:], images.device)
     with torch.autocast(images.device.type, enabled=False):
         spectra = [torch.fft.fft2(batch.float(), norm="ortho") for batch in (images, painted)]
-        power = [spectrum.abs().square().mean((0, 1)) + ROUNDING for spectrum in spectra]
-    sums = [values.new_zeros(count).index_add(0, rings.flatten(), values.flatten()) for values in power]
+        sums = [sum_over_rings(spectrum.abs().square().mean((0, 1)) + ROUNDING) for spectrum in spectra]
     return (sums[1][1:] / sums[0][1:]).log().square().mean()
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from ..spectrum import frequency_rings
+from ..spectrum import sum_over_rings
 
 
 class PowerSpectrum:
@@ -30,10 +30,8 @@ class PowerSpectrum:
         """
         sums = merge(self._sums)
         power = sum((total for _, total in sums), start=torch.zeros(())) / sum(count for count, _ in sums)
-        radius, count = frequency_rings(*power.shape)
-        rings = torch.zeros(count, dtype=power.dtype)
-        rings.index_add_(0, radius.flatten(), power.flatten())
-        return (rings / torch.bincount(radius.flatten()))[1 : min(power.shape) // 2 + 1]
+        rings = sum_over_rings(power) / sum_over_rings(torch.ones_like(power))
+        return rings[1 : min(power.shape) // 2 + 1]
 
 
 class SpectrumOfPairs:

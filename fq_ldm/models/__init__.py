@@ -1,5 +1,6 @@
 from .autoencoder import TokenAutoencoder
 from .baselines import BaselineModel, HQAModel
+from .equalizer import equalize_
 from .fq_model import FQModel
 from .loading import CLASSES, load_vae
 from .outputs import FQDecoderOutput, QuantizedLatents
@@ -13,6 +14,7 @@ __all__ = [
     "HQAModel",
     "QuantizedLatents",
     "TokenAutoencoder",
+    "equalize_",
     "load_vae",
     "take_tokens_",
 ]

@@ -17,6 +17,7 @@ from ..quantization.moments import gather
 from ..quantization.precision import keep_dtype
 from ..spectrum import spectral_resize
 from .diffusion_view import DiffusionView
+from .equalizer import Equalizer
 from .outputs import FQDecoderOutput, QuantizedLatents
 from .painter import Generators, Painter
 from .saved import SavedVQModel
@@ -38,10 +39,16 @@ class TokenAutoencoder(SavedVQModel):
     """
 
     # Codes, statistics and gains must not be rounded when weights are loaded as float16.
-    _keep_in_fp32_modules = ["quantize", "diffusion_view", "color_transform"]
+    _keep_in_fp32_modules = ["quantize", "diffusion_view", "color_transform", "equalizer"]
 
     def _build(
-        self, make_tokens, make_codebook, spectral_crop=None, graph_module: bool = False, painter: dict | None = None
+        self,
+        make_tokens,
+        make_codebook,
+        spectral_crop=None,
+        graph_module: bool = False,
+        painter: dict | None = None,
+        equalizer: bool = False,
     ) -> None:
         """Make the modules, with the registered configuration; for the `__init__` of subclasses.
 
@@ -51,6 +58,7 @@ class TokenAutoencoder(SavedVQModel):
             spectral_crop: as in `FQModel`.
             graph_module: refine quantized tokens by equation 12.
             painter: widths and depths of a `Painter` in place of the parent's decoder.
+            equalizer: put an `Equalizer` behind it.
         """
         config = self.config
         # Not VQModel.__init__: it would build a spatial quantizer and register arguments of its own.
@@ -89,6 +97,7 @@ class TokenAutoencoder(SavedVQModel):
                 norm_num_groups=config.norm_num_groups,
                 **painter,
             )
+        self.equalizer = Equalizer(self.sample_size) if equalizer else None
         for conv in (self.encoder.conv_out, self.decoder.conv_out):
             nn.init.zeros_(conv.weight)
             nn.init.zeros_(conv.bias)
@@ -140,13 +149,12 @@ class TokenAutoencoder(SavedVQModel):
         """Latents (B, D, h, w) -> images.
 
         Args:
-            h: latents, as `encode` or `from_diffusion_latents` gives them.
+            h: latents, of `encode` or `from_diffusion_latents`.
             force_not_quantize: take the latents as they are: quantized already (`quantize_latents`; exact for
                 interleaved and grid tokens), or by a decoder that was trained on unquantized ones.
             return_dict: return a `FQDecoderOutput`, else the tuple (sample, commit_loss).
             shape: unused; in the parent's signature.
-            generator: of the noise that a `Painter` puts in, one for the batch or one for each image; None for the
-                same noise in every image. Other decoders put in none.
+            generator: of a `Painter`'s noise, one for the batch or one for each image; None for the same in all.
             latent_noise: (B,), deviation of noise on the standardised latents of each image, or None.
         """
         tokens, found = self._code(h, force_not_quantize)
@@ -324,7 +332,8 @@ class TokenAutoencoder(SavedVQModel):
             painted = self.decoder(latents, generator)
         else:
             painted = self.decoder(latents.to(dtype))
-        return painted + self._linear_decode(latents).to(dtype)
+        images = painted + self._linear_decode(latents).to(dtype)  # in training as they are: gains come after it
+        return images if self.equalizer is None or self.training else self.equalizer(images)
 
     def _linear_encode(self, x: torch.Tensor) -> torch.Tensor:
         with torch.autocast(x.device.type, enabled=False):

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..spectrum import spectral_resize
 
+UPSAMPLINGS = ("shuffle", "bilinear")
 Generators = torch.Generator | list[torch.Generator] | None
 
 
@@ -19,6 +20,10 @@ class Painter(nn.Module):
     the crop, then it grows, with fewer channels and blocks at each doubled size. What the latents do not say (hair,
     grain) has to come from somewhere: at each size one channel of noise goes in with the features.
 
+    The image's size has a way out, and so may the sizes before it: then each paints its octave of frequencies, what
+    was painted smaller is enlarged by its spectrum, and all is added up. So a painter of larger images can start as a
+    good one of smaller images, enlarged.
+
     Args:
         latent_channels: D.
         out_channels: c.
@@ -26,8 +31,10 @@ class Painter(nn.Module):
         size: (H, W), of the images: h' and w' times 2^(n-1) for n sizes.
         block_out_channels: of each size, the image's first and the crop's last.
         layers_per_block: residual blocks at each size, in the same order.
-        upsampling: "shuffle" gives each of the four new pixels weights of its own (sub-pixel convolution, Shi et al.
-            2016), which may leave a lattice where little is known; "bilinear" smooths before it convolves.
+        upsampling: of each doubling, that to the image's size first, or one for all. "shuffle" gives each of the four
+            new pixels weights of its own (sub-pixel convolution, Shi et al. 2016), which may leave a lattice where
+            little is known; "bilinear" smooths before it convolves.
+        outputs: how many sizes have a way out, the image's and those before it.
         act_fn: activation.
         norm_num_groups: groups of the group normalisations.
 
@@ -43,7 +50,8 @@ class Painter(nn.Module):
         size: tuple[int, int],
         block_out_channels: tuple[int, ...],
         layers_per_block: tuple[int, ...],
-        upsampling: str = "shuffle",
+        upsampling: str | tuple[str, ...] = "shuffle",
+        outputs: int = 1,
         act_fn: str = "silu",
         norm_num_groups: int = 8,
     ):
@@ -59,10 +67,17 @@ class Painter(nn.Module):
                 f"painter_layers_per_block {list(layers_per_block)} must have one number for each of "
                 f"painter_block_out_channels {list(block_out_channels)}"
             )
-        if upsampling not in ("shuffle", "bilinear"):
-            raise ValueError(f"painter_upsampling must be shuffle or bilinear, not {upsampling}")
+        ways = [upsampling] if isinstance(upsampling, str) else list(upsampling)
+        doublings = len(block_out_channels) - 1
+        if len(ways) not in (1, doublings) or any(way not in UPSAMPLINGS for way in ways):
+            raise ValueError(
+                f"painter_upsampling must be {' or '.join(UPSAMPLINGS)}, one for all doublings or one for each of the "
+                f"{doublings}, not {' '.join(ways)}"
+            )
+        if not 1 <= outputs <= len(block_out_channels):
+            raise ValueError(f"painter_outputs must lie in 1 .. {len(block_out_channels)}, the sizes, not {outputs}")
         self.crop = tuple(crop)
-        self.upsampling = upsampling
+        self.upsampling = (ways if len(ways) == doublings else ways * doublings)[::-1]
         common = dict(temb_channels=None, groups=norm_num_groups, non_linearity=act_fn, eps=1e-6)
         channels, layers = list(block_out_channels)[::-1], list(layers_per_block)[::-1]
         self.conv_in = nn.Conv2d(latent_channels, channels[0], 3, padding=1)
@@ -70,18 +85,42 @@ class Painter(nn.Module):
         self.growing = nn.ModuleList()
         for i, (width, depth) in enumerate(zip(channels, layers, strict=True)):
             if i:
-                grown = 4 * width if upsampling == "shuffle" else width
+                grown = 4 * width if self.upsampling[i - 1] == "shuffle" else width
                 self.growing.append(nn.Conv2d(channels[i - 1], grown, 3, padding=1))
             blocks = [ResnetBlock2D(in_channels=width, out_channels=width, **common) for _ in range(depth)]
             self.sizes.append(nn.ModuleList([nn.Conv2d(1, width, 3, padding=1), *blocks]))
         self.norm_out = nn.GroupNorm(norm_num_groups, channels[-1], eps=1e-6)
         self.act_out = nn.SiLU()
         self.conv_out = nn.Conv2d(channels[-1], out_channels, 3, padding=1)
+        self.smaller_out = nn.ModuleList(  # of the smallest first
+            nn.ModuleDict(
+                {
+                    "norm_out": nn.GroupNorm(norm_num_groups, width, eps=1e-6),
+                    "conv_out": nn.Conv2d(width, out_channels, 3, padding=1),
+                }
+            )
+            for width in channels[-outputs:-1]
+        )
+        for way in self.smaller_out:  # the model sees to the last one: it starts as a linear coder
+            nn.init.zeros_(way["conv_out"].weight)
+            nn.init.zeros_(way["conv_out"].bias)
+
+    def ways_out(self) -> list[tuple[nn.GroupNorm, nn.Conv2d]]:
+        """Of the sizes that have one, the smallest first."""
+        return [*((way["norm_out"], way["conv_out"]) for way in self.smaller_out), (self.norm_out, self.conv_out)]
 
     def stages(self) -> list[tuple[str, ...]]:
-        """How names of the weights of each size begin, the crop's first; not the way out of the last."""
+        """How names of the weights of each size begin, the crop's first; without the ways out."""
         larger = [(f"growing.{i}.", f"sizes.{i + 1}.") for i in range(len(self.growing))]
         return [("conv_in.", "sizes.0."), *larger]
+
+    def way_out(self, size: int) -> tuple[str, ...] | None:
+        """How the two names of a size's way out begin, the crop's being size 0; None if it has none."""
+        smaller = size - (len(self.growing) - len(self.smaller_out))
+        if smaller < 0:
+            return None
+        before = f"smaller_out.{smaller}." if size < len(self.growing) else ""
+        return (f"{before}norm_out.", f"{before}conv_out.")
 
     def forward(self, latents: torch.Tensor, generator: Generators = None) -> torch.Tensor:
         """Latents (B, D, h, w) inside the crop -> (B, c, H, W), to be added to their linear decoding.
@@ -90,19 +129,19 @@ class Painter(nn.Module):
             latents: of any dtype.
             generator: of the noise, one for the batch or one for each image; None for the same noise in every image.
         """
-        features = self.conv_in(self._small(latents))
+        image, features = None, self.conv_in(self._small(latents))
+        ways_out = self.ways_out()
+        first = len(self.sizes) - len(ways_out)
         for i, (add_noise, *blocks) in enumerate(self.sizes):
             if i:
-                features = self._grow(features, self.growing[i - 1])
+                features = _grow(features, self.growing[i - 1], self.upsampling[i - 1])
             features = features + add_noise(_noise(features, generator))
             for block in blocks:
                 features = block(features, None)
-        return self.conv_out(self.act_out(self.norm_out(features)))
-
-    def _grow(self, features: torch.Tensor, convolution: nn.Module) -> torch.Tensor:
-        if self.upsampling == "shuffle":
-            return nn.functional.pixel_shuffle(convolution(features), 2)
-        return convolution(nn.functional.interpolate(features, scale_factor=2, mode="bilinear", align_corners=False))
+            if i >= first:
+                norm, convolution = ways_out[i - first]
+                image = _add(image, convolution(self.act_out(norm(features))))
+        return image
 
     def _small(self, latents: torch.Tensor) -> torch.Tensor:
         """The latents at the size of the crop, with the amplitudes of an image and not of its norm."""
@@ -110,6 +149,20 @@ class Painter(nn.Module):
         with torch.autocast(latents.device.type, enabled=False):
             small = spectral_resize(latents.float(), self.crop) * ratio
         return small.to(self.conv_in.weight.dtype)
+
+
+def _grow(features: torch.Tensor, convolution: nn.Module, upsampling: str) -> torch.Tensor:
+    if upsampling == "shuffle":
+        return nn.functional.pixel_shuffle(convolution(features), 2)
+    return convolution(nn.functional.interpolate(features, scale_factor=2, mode="bilinear", align_corners=False))
+
+
+def _add(smaller: torch.Tensor | None, image: torch.Tensor) -> torch.Tensor:
+    """An image (B, c, H, W), with one of half its size enlarged by its spectrum, if there is one."""
+    if smaller is None:
+        return image
+    with torch.autocast(image.device.type, enabled=False):
+        return image + 2 * spectral_resize(smaller.float(), tuple(image.shape[-2:])).to(image.dtype)
 
 
 def _noise(features: torch.Tensor, generator: Generators) -> torch.Tensor:

@@ -15,6 +15,8 @@ NOT_OF_TOKENS = (
     "sample_size", "spectral_crop",  # `take_tokens_` has words of its own for them
 )  # fmt: skip
 
+NO_TOKENS = ("decoder.", "equalizer.")  # weights of what comes after the tokens
+
 
 def differing_options(source: TokenAutoencoder, model: TokenAutoencoder) -> list[str]:
     """The options in which two models differ, of those that tokens and diffusion latents depend on."""
@@ -55,33 +57,45 @@ def take_tokens_(model: TokenAutoencoder, source: TokenAutoencoder) -> list[str]
     if differences:
         raise ValueError(f"has {'; '.join(differences)}: give the options it was made with")
     theirs = source.state_dict()
-    names = [name for name in theirs if not name.startswith("decoder.")] + (decoder := _common_decoder(model, source))
-    state = {name: theirs[name] for name in names}
+    decoder = _common_decoder(model, source)
+    state = {name: value for name, value in theirs.items() if not name.startswith(NO_TOKENS)}
+    state |= {name: theirs[their_name] for name, their_name in decoder.items()}
     if source.sample_size != model.sample_size:
         state |= _resized(source, model)
     missing, unexpected = model.load_state_dict(state, strict=False)
-    if unexpected or any(not name.startswith("decoder.") for name in missing):
+    if unexpected or any(not name.startswith(NO_TOKENS) for name in missing):
         raise ValueError(f"has other weights than its configuration says: {', '.join([*missing, *unexpected])}")
     model.freeze_tokens_()
-    return decoder
+    return list(decoder)
 
 
-def _common_decoder(model: TokenAutoencoder, source: TokenAutoencoder) -> list[str]:
-    """The weights that two decoders share: all of one architecture, or the sizes in common of painters."""
+def _common_decoder(model: TokenAutoencoder, source: TokenAutoencoder) -> dict[str, str]:
+    """The weights that two decoders share, by their names in both.
+
+    All of one architecture, or of painters those of the sizes in common, with the ways out that both have there.
+    """
     ours, theirs = (
         {f"decoder.{name}": value.shape for name, value in decoder.state_dict().items()}
         for decoder in (model.decoder, source.decoder)
     )
     if ours == theirs:
-        return list(ours)
-    taken: list[str] = []
-    if isinstance(model.decoder, Painter) and isinstance(source.decoder, Painter):
-        for prefixes in model.decoder.stages():
-            names = [name for name in ours if name.removeprefix("decoder.").startswith(prefixes)]
-            if any(theirs.get(name) != ours[name] for name in names):
-                break  # a later stage would be given features that it has never seen
-            taken += names
+        return {name: name for name in ours}
+    taken: dict[str, str] = {}
+    if not (isinstance(model.decoder, Painter) and isinstance(source.decoder, Painter)):
+        return taken
+    for size, stage in enumerate(model.decoder.stages()):
+        names = _names(ours, stage)
+        if any(theirs.get(name) != ours[name] for name in names):
+            break  # a later stage would be given features that it has never seen
+        taken |= {name: name for name in names}
+        out, their_out = model.decoder.way_out(size), source.decoder.way_out(size)
+        if out is not None and their_out is not None:
+            taken |= dict(zip(_names(ours, out), _names(theirs, their_out), strict=True))
     return taken
+
+
+def _names(weights: dict, beginnings: tuple[str, ...]) -> list[str]:
+    return sorted(name for name in weights if name.removeprefix("decoder.").startswith(beginnings))
 
 
 def _check_resizable(source: TokenAutoencoder, model: TokenAutoencoder) -> None:

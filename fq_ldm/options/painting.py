@@ -13,6 +13,9 @@ class PaintingConfig:
     start_from: str | None = option(
         None, "trained FQ-VAE, folder or Hub repository, whose tokens are kept bit for bit: only the decoder is trained"
     )
+    freeze_taken: bool = option(
+        False, "with start_from, keep the weights that the decoder takes from there too: only what is new is trained"
+    )
     freeze_tokens: bool = option(
         False, "train the decoder alone on tokens as they start from data: the encoder stays linear"
     )
@@ -55,6 +58,8 @@ class PaintingConfig:
         check(not self.decode_unquantized or self.freeze_tokens or self.start_from is not None,
               "decode_unquantized", self.decode_unquantized,
               "would leave the codebook untrained: give freeze_tokens or start_from too")  # fmt: skip
+        check(not self.freeze_taken or self.start_from is not None, "freeze_taken", self.freeze_taken,
+              "keeps what start_from gives: give that too")  # fmt: skip
         check(0 <= self.adversarial_start < 1, "adversarial_start", self.adversarial_start,
               "must be a share of the run, in 0 .. 1 and before its end")  # fmt: skip
         decay = self.decoder_ema_decay

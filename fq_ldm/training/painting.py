@@ -211,16 +211,20 @@ def averaged(model: TokenAutoencoder, ema: EMAModel | None) -> Iterator[None]:
     ema.restore(model.parameters())
 
 
-def open_start(name: str, model: TokenAutoencoder) -> TokenAutoencoder:
-    """The trained model, in a folder or on the Hub, whose tokens this one takes: see `models.take_tokens_`.
+def open_start(painting: PaintingConfig, model: TokenAutoencoder) -> tuple[TokenAutoencoder, list[str]]:
+    """The trained model, in a folder or on the Hub, whose tokens this one takes, and what its decoder takes too.
+
+    See `models.take_tokens_`.
 
     Raises:
         DataError: if there is no such model.
-        UserError: if its tokens are others than this model's.
+        UserError: if its tokens are others than this model's, or nothing would be left to train.
     """
-    source = open_vae(name, "start_from")
+    source = open_vae(painting.start_from, "start_from")
     try:
-        take_tokens_(model, source)
+        taken = take_tokens_(model, source)
     except ValueError as error:
-        raise UserError(f"start_from: the model in {name} {error}") from error
-    return source
+        raise UserError(f"start_from: the model in {painting.start_from} {error}") from error
+    if painting.freeze_taken and len(taken) == len(model.decoder.state_dict()):
+        raise UserError(f"freeze_taken: {painting.start_from} gives all of the decoder, which leaves nothing to train")
+    return source, taken

@@ -14,7 +14,7 @@ from ..cards import display_scale, model_name, push_to_hub, save_card, save_grid
 from ..data import ImageDataset
 from ..distributed import merge, my_batches
 from ..metrics import evaluate_reconstruction, pixel_variance
-from ..models import BaselineModel, FQModel, HQAModel, TokenAutoencoder
+from ..models import BaselineModel, FQModel, HQAModel, TokenAutoencoder, equalize_
 from ..models.autoencoder import STATISTICS_IMAGES
 from ..options import DataConfig, TrainingConfig, UserError, VAEConfig
 from ..quantization.moments import gather
@@ -67,6 +67,8 @@ def measure(
     if standardise:
         latents = gather(sample, lambda batch: model.encode(batch.to(model.device)).latents, size)
         model.measure_diffusion_latents_(latents, quantize)
+    if model.equalizer is not None:
+        equalize_(model, sample, quantize)
     batches = tqdm(my_batches(held_out, EVALUATION_BATCH_SIZE), desc="held-out images")
     metrics = evaluate_reconstruction(model, batches, pixel_variance(sample), merge=merge, quantize=quantize)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -1,0 +1,80 @@
+"""Painted images with the power of images at every spatial frequency."""
+
+from collections.abc import Iterable
+
+import torch
+
+from ..quantization.precision import Float32Module
+from ..spectrum import ROUNDING, frequency_rings, sum_over_rings
+
+MEASURED_IMAGES = 2048
+LARGEST_GAIN = 4.0  # what needs more was hardly painted, and would be noise made louder
+
+
+class Equalizer(Float32Module):
+    """Images -> the same with a gain on each ring of spatial frequencies.
+
+    Where latents leave several textures possible, a decoder paints between them, and the mean of several is weaker
+    than each. What is missing depends on little but the frequency, so it can be measured and given back. Gains are
+    real and the same in all directions: they move nothing. The mean of an image stays as it is.
+
+    Args:
+        size: (H, W), of the images.
+    """
+
+    def __init__(self, size: tuple[int, int]):
+        super().__init__()
+        self.size = tuple(size)
+        self.register_buffer("gain", torch.ones(frequency_rings(*size)[1]))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (B, c, H, W) -> the same shape and dtype."""
+        rings, _ = frequency_rings(*self.size, images.device)
+        with torch.autocast(images.device.type, enabled=False):
+            half = torch.fft.rfft2(images.float())
+            gain = self.gain[rings[:, : half.shape[-1]]]
+            return torch.fft.irfft2(half * gain, s=self.size).to(images.dtype)
+
+    @torch.no_grad()
+    def measure_(self, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Set the gains by batches of images and what was painted of them, (B, c, H, W) in [-1, 1] both.
+
+        The gain of a ring is the root of the ratio of its mean powers, both with what rounding to 8 bits adds, within
+        1/4 and 4.
+        """
+        sums, count = torch.zeros(2, len(self.gain), dtype=torch.float64), 0
+        for images, painted in pairs:
+            count += images.shape[0] * images.shape[1]
+            for total, batch in zip(sums, (images, painted), strict=True):
+                power = torch.fft.fft2(batch.double(), norm="ortho").abs().square().sum((0, 1))
+                total += sum_over_rings(power).cpu()
+        per_ring = sum_over_rings(torch.ones(self.size, dtype=torch.float64))
+        wanted, painted_power = sums / (count * per_ring) + ROUNDING
+        gain = (wanted / painted_power).sqrt().clamp(1 / LARGEST_GAIN, LARGEST_GAIN)
+        gain[0] = 1
+        self.gain.copy_(gain)
+
+
+@torch.no_grad()
+def equalize_(model, batches: Iterable[torch.Tensor], quantize: bool = True) -> None:
+    """Measure the equalizer of a trained model, made with `painter_equalizer`, by training images.
+
+    Args:
+        model: a `TokenAutoencoder`; left in evaluation mode.
+        batches: images (B, c, H, W) in [-1, 1]; the first 2048 are enough for a gain of each ring.
+        quantize: paint from tokens, else from the latents as they are.
+    """
+    model.eval()
+    model.equalizer.gain.fill_(1)
+    generator = torch.Generator().manual_seed(0)  # of the painter's noise
+
+    def pairs():
+        seen = 0
+        for batch in batches:
+            batch = batch.to(model.device)
+            yield batch, model(batch, force_not_quantize=not quantize, generator=generator).sample.float()
+            seen += len(batch)
+            if seen >= MEASURED_IMAGES:
+                return
+
+    model.equalizer.measure_(pairs())

@@ -1,0 +1,104 @@
+import pytest
+import torch
+from conftest import smooth_images
+from test_painter import PAINTING, awake
+
+from fq_ldm import FQModel
+from fq_ldm.metrics.samples import PowerSpectrum, spectral_gain
+from fq_ldm.models import equalize_, take_tokens_
+from fq_ldm.models.equalizer import LARGEST_GAIN, Equalizer
+from fq_ldm.spectrum import frequency_rings
+
+EQUALIZED = PAINTING | dict(painter_equalizer=True)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (12, 20), (9, 14)])
+def test_gains_of_one_change_nothing(size):
+    images = torch.randn(2, 3, *size)
+    torch.testing.assert_close(Equalizer(size)(images), images, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (12, 20)])
+def test_it_finds_the_gains_that_are_missing(size):
+    """Images whose rings were made weaker by known factors come back as they were."""
+    torch.manual_seed(0)
+    rings, count = frequency_rings(*size)
+    factors = torch.linspace(1, 0.4, count)
+    images = torch.randn(64, 3, *size) / 5
+    weaker = torch.fft.ifft2(torch.fft.fft2(images) * factors[rings]).real
+    equalizer = Equalizer(size)
+    equalizer.measure_([(images[:40], weaker[:40]), (images[40:], weaker[40:])])
+    torch.testing.assert_close(equalizer.gain, 1 / factors, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(equalizer(weaker), images, rtol=1e-3, atol=1e-3)
+
+
+def test_the_mean_stays_and_nothing_moves():
+    equalizer = Equalizer((16, 16))
+    equalizer.measure_([(torch.randn(8, 3, 16, 16), torch.randn(8, 3, 16, 16) / 3 + 0.1)])
+    impulse = torch.zeros(1, 1, 16, 16)
+    impulse[..., 8, 8] = 1
+    answer = equalizer(impulse)[0, 0]
+    torch.testing.assert_close(answer.sum(), torch.ones(()), rtol=1e-4, atol=1e-4)
+    around = answer[1:, 1:]
+    for mirrored in (around.flip(0), around.flip(1), around.T):
+        torch.testing.assert_close(around, mirrored, rtol=1e-4, atol=1e-5)
+
+
+def test_what_was_not_painted_is_not_made_of_noise():
+    equalizer = Equalizer((16, 16))
+    equalizer.measure_([(torch.randn(8, 3, 16, 16).clamp(-1, 1), torch.zeros(8, 3, 16, 16))])
+    assert equalizer.gain[0] == 1 and (equalizer.gain[1:] == LARGEST_GAIN).all()
+
+
+@torch.no_grad()
+def test_a_painter_with_the_spectrum_of_its_images(tmp_path):
+    torch.manual_seed(0)
+    images = smooth_images(256, 3, 16, 16) + 0.1 * torch.randn(256, 3, 16, 16)
+    model = FQModel(**EQUALIZED)
+    model.initialize_(images)
+    awake(model)
+    before = largest_deviation(model.eval(), images)
+    equalize_(model, images.split(100))
+    assert largest_deviation(model, images) < 0.3 < 2 < before
+    # What is trained, and its gradient, is the painter itself.
+    assert torch.equal(model.train()(images, force_not_quantize=True).sample, _plain(model, images))
+    model.eval().save_pretrained(tmp_path)
+    assert torch.equal(FQModel.from_pretrained(tmp_path).eval()(images[:3]).sample, model(images[:3]).sample)
+    half = FQModel.from_pretrained(tmp_path, torch_dtype=torch.float16)
+    assert half.equalizer.gain.dtype == torch.float32 and torch.equal(half.equalizer.gain, model.equalizer.gain)
+
+
+def largest_deviation(model, images):
+    """Of the spectrum of reconstructions from that of the images, in dB."""
+    spectra = PowerSpectrum(), PowerSpectrum()
+    painted = model(images, generator=torch.Generator().manual_seed(1)).sample
+    for spectrum, batch in zip(spectra, (painted, images), strict=True):
+        spectrum(batch)
+    return spectral_gain(*(spectrum.radial() for spectrum in spectra)).abs().max()
+
+
+def _plain(model, images):
+    model.equalizer, kept = None, model.equalizer
+    sample = model(images, force_not_quantize=True).sample
+    model.equalizer = kept
+    return sample
+
+
+def test_gains_are_not_tokens():
+    """A decoder that goes on from one with an equalizer, or without, is measured anew."""
+    torch.manual_seed(0)
+    sources = [FQModel(**PAINTING), FQModel(**EQUALIZED)]
+    for source in sources:
+        source.initialize_(smooth_images(64, 3, 16, 16))
+    sources[1].equalizer.gain.fill_(2)
+    for source, options in zip(sources, (EQUALIZED, PAINTING), strict=True):
+        model = FQModel(**options)
+        assert len(take_tokens_(model, source)) == len(model.decoder.state_dict())
+    twin = FQModel(**EQUALIZED)
+    take_tokens_(twin, sources[1])
+    assert (twin.equalizer.gain == 1).all()
+
+
+def test_an_equalizer_without_a_painter():
+    with pytest.raises(ValueError, match="painter_equalizer is for a painter: give painter_block_out_channels"):
+        FQModel(**{**EQUALIZED, "painter_block_out_channels": None})
