@@ -85,6 +85,8 @@ def main(argv: list[str]) -> None:
     metrics = measure(model, progress, validation_images, sample, source is None, quantize)
     if accelerator.is_main_process:
         finish(model, metrics, shown, config, options)
+    if objective.adversary is not None:
+        objective.adversary.save(folder)
     accelerator.end_training()
 
 

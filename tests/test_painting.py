@@ -227,6 +227,26 @@ def test_lpips_without_its_weights_is_one_line(call, image_folder):  # noqa: F81
     assert status == 2 and "lpips_weights: there is no file none.pth" in err and len(err.strip().splitlines()) == 1
 
 
+def test_a_discriminator_goes_on(train, call, image_folder, tmp_path):  # noqa: F811
+    options = {**ADVERSARIAL, "adversarial_start": 0}
+    train("first", max_train_steps=2, **options)
+    file = tmp_path / "first" / "discriminator.safetensors"
+    still = dict(start_from="first", discriminator_learning_rate=1e-12, max_train_steps=1, **options)
+    train("second", discriminator_from=file, **still)
+    train("anew", **still)
+    first, second, anew = (load_file(tmp_path / name / file.name) for name in ("first", "second", "anew"))
+    assert all(torch.allclose(first[name], second[name], rtol=0, atol=1e-9) for name in first)
+    assert not any(torch.equal(first[name], anew[name]) for name in first)
+    for changes, message in (
+        (dict(discriminator_from="none"), "discriminator_from: none holds no such discriminator (No such file"),
+        (dict(discriminator_block_out_channels=[8, 8]), "first/discriminator.safetensors holds no such discriminator ("),
+        (dict(adversarial_weight=0), "discriminator_from: is for an adversarial_weight above 0, not first/"),
+    ):
+        wrong = {**OPTIONS, **options, "discriminator_from": "first/discriminator.safetensors", **changes}
+        status, _, err = call(train_vae.main, dataset=image_folder, output_dir="out", max_train_steps=1, **wrong)
+        assert status in (1, 2) and message in err and len(err.strip().splitlines()) == 1
+
+
 def test_other_tokens_are_refused_in_one_line(train, call, image_folder):  # noqa: F811
     train("plain", max_train_steps=1)
     for change, said in ((dict(num_tokens=10), "num_tokens 8, not 10"), (dict(norm_num_groups=2), "groups 4, not 2")):

@@ -43,6 +43,9 @@ class PaintingConfig:
         "none", "what holds its weights: spectral norm, or none, with R1", choices=["none", "spectral"]
     )
     discriminator_learning_rate: float = option(4e-4, "learning rate of the discriminator, which stays as it is")
+    discriminator_from: str | None = option(
+        None, "file with the discriminator of an earlier run, discriminator.safetensors in its folder, to start from"
+    )
     decoder_ema_decay: float | None = option(None, "save the running mean of the weights, of this decay")
 
     @property
@@ -60,6 +63,8 @@ class PaintingConfig:
               "would leave the codebook untrained: give freeze_tokens or start_from too")  # fmt: skip
         check(not self.freeze_taken or self.start_from is not None, "freeze_taken", self.freeze_taken,
               "keeps what start_from gives: give that too")  # fmt: skip
+        check(self.discriminator_from is None or self.adversarial_weight > 0, "discriminator_from",
+              self.discriminator_from, "is for an adversarial_weight above 0")  # fmt: skip
         check(0 <= self.adversarial_start < 1, "adversarial_start", self.adversarial_start,
               "must be a share of the run, in 0 .. 1 and before its end")  # fmt: skip
         decay = self.decoder_ema_decay

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from ..adversarial import (
     PatchDiscriminator,
@@ -19,9 +22,11 @@ from ..adversarial import (
 )
 from ..diffusion import open_vae
 from ..models import FQDecoderOutput, FQModel, TokenAutoencoder, take_tokens_
-from ..options import PaintingConfig, TrainingConfig, UserError, check
+from ..options import DataError, PaintingConfig, TrainingConfig, UserError, check
 from .optimizer import looks_late
 from .run import Batch
+
+DISCRIMINATOR_FILE = "discriminator.safetensors"
 
 
 class Adversary:
@@ -32,6 +37,9 @@ class Adversary:
         painting: the options.
         training: the options of the run.
         channels: c, of the images.
+
+    Raises:
+        DataError: if `discriminator_from` is no file with such a discriminator.
     """
 
     def __init__(self, accelerator: Accelerator, painting: PaintingConfig, training: TrainingConfig, channels: int):
@@ -41,6 +49,8 @@ class Adversary:
         discriminator = PatchDiscriminator(
             channels, painting.discriminator_block_out_channels, painting.discriminator_norm
         )
+        if painting.discriminator_from is not None:
+            _load_discriminator(discriminator, painting.discriminator_from)
         optimizer = torch.optim.Adam(
             discriminator.parameters(),
             painting.discriminator_learning_rate,
@@ -81,6 +91,12 @@ class Adversary:
             return True
         return bool(torch.isfinite(norm))
 
+    def save(self, folder: Path) -> None:
+        """Write the discriminator for the next run, `discriminator_from`."""
+        state = self.accelerator.unwrap_model(self.discriminator, keep_fp32_wrapper=False).state_dict()
+        if self.accelerator.is_main_process:
+            save_file({name: value.contiguous() for name, value in state.items()}, folder / DISCRIMINATOR_FILE)
+
     def judge(self, images: torch.Tensor, painted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The adversarial loss of painted images, and the distance of their features to those of the images."""
         discriminator = self.accelerator.unwrap_model(self.discriminator).requires_grad_(False)
@@ -94,6 +110,8 @@ class Adversary:
 
 class PlainLoss:
     """Equation 1, or what the codebook of a baseline asks for."""
+
+    adversary = None
 
     def __init__(self, model: TokenAutoencoder):
         self.model = model
@@ -186,6 +204,14 @@ def make_objective(
         adversary = Adversary(accelerator, painting, training, model.config.in_channels)
     lpips = _load_lpips(model, painting, accelerator.device) if painting.lpips_weight else None
     return PaintingLoss(model, painting, adversary, lpips)
+
+
+def _load_discriminator(discriminator: PatchDiscriminator, path: str) -> None:
+    try:
+        discriminator.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"discriminator_from: {path} holds no such discriminator ({reason})") from error
 
 
 def _load_lpips(model: TokenAutoencoder, painting: PaintingConfig, device: torch.device):
