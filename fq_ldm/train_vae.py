@@ -12,7 +12,7 @@ from .options import VAE_CONFIGS, DataError, check, parse_config, resolved, run_
 from .quantization.codebook import perplexity
 from .training.checkpoint import checkpoints
 from .training.loop import train
-from .training.painting import averaged, make_objective, open_start
+from .training.painting import averaged, make_objective, open_start, read_discriminator
 from .training.setup import make_accelerator, make_loader, start_run
 from .training.vae import PREVIEW_IMAGES, build_model, draw_reconstructions, finish, measure
 
@@ -25,6 +25,7 @@ def main(argv: list[str]) -> None:
     options = resolved(data, vae, painting, config)
     model = build_model(data, vae)
     source, taken = (None, []) if painting.start_from is None else open_start(painting, model)
+    read_discriminator(painting, data.channels)  # a wrong file is told before the images are looked at
     start_run(config, options)
     if config.dry_run:
         return
@@ -83,10 +84,10 @@ def main(argv: list[str]) -> None:
     if ema is not None:
         ema.copy_to(model.parameters())
     metrics = measure(model, progress, validation_images, sample, source is None, quantize)
-    if accelerator.is_main_process:
-        finish(model, metrics, shown, config, options)
     if objective.adversary is not None:
         objective.adversary.save(folder)
+    if accelerator.is_main_process:
+        finish(model, metrics, shown, config, options)
     accelerator.end_training()
 
 

@@ -99,6 +99,13 @@ def test_gains_are_not_tokens():
     assert (twin.equalizer.gain == 1).all()
 
 
+def test_nothing_to_measure():
+    with pytest.raises(ValueError, match="this model has no equalizer: make it with painter_equalizer=True"):
+        equalize_(FQModel(**PAINTING), [])
+    with pytest.raises(ValueError, match="are measured by images: there are none"):
+        equalize_(FQModel(**EQUALIZED), [])
+
+
 def test_an_equalizer_without_a_painter():
-    with pytest.raises(ValueError, match="painter_equalizer is for a painter: give painter_block_out_channels"):
+    with pytest.raises(ValueError, match="painter_equalizer are for a painter: give painter_block_out_channels"):
         FQModel(**{**EQUALIZED, "painter_block_out_channels": None})

@@ -1,5 +1,6 @@
 """Encoded images: what is written, what is kept, what is read."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -98,6 +99,18 @@ def test_another_decoder_has_the_same_tokens(cache, vae, target):
     assert cache(target)[1] == []
     vae.encoder.conv_out.weight.add_(1)
     assert len(cache(target)[1]) == 32
+
+
+def test_a_model_that_was_saved_elsewhere_has_the_same_tokens(cache, vae, tmp_path):
+    """And one that was saved before there were all the options of today."""
+    cache()
+    for number in range(2):
+        folder = tmp_path / f"vae{number}"
+        vae.save_pretrained(folder)
+        config = json.loads((folder / "config.json").read_text())
+        old = {key: value for key, value in config.items() if key not in ("painter_outputs", "painter_equalizer")}
+        (folder / "config.json").write_text(json.dumps(old if number else config))
+        assert cache(vae=FQModel.from_pretrained(folder).eval())[1] == []
 
 
 def test_a_damaged_shard_is_named(cache, tmp_path):

@@ -43,5 +43,8 @@ def test_a_narrow_matrix_is_left_to_adamw():
 
 def test_a_run_from_before_the_option_goes_on_with_adamw():
     check_same_run(Path("run"), {"seed": 0}, {"seed": 0, "optimizer": "adamw"})
+    check_same_run(Path("run"), {"seed": 0}, {"seed": 0, "painter_equalizer": False})
+    with pytest.raises(UserError, match="painter_equalizer False -> True"):
+        check_same_run(Path("run"), {"seed": 0}, {"seed": 0, "painter_equalizer": True})
     with pytest.raises(UserError, match="optimizer adamw -> muon"):
         check_same_run(Path("run"), {"seed": 0}, {"seed": 0, "optimizer": "muon"})

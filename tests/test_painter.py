@@ -122,9 +122,9 @@ def test_it_is_saved_and_loaded(painting, tmp_path):
     [
         (dict(painter_block_out_channels=(8, 8)), r"\[8, 8\] grow the spectral crop \(4, 4\) 2 times.*\(16, 16\)"),
         (dict(painter_layers_per_block=(1, 2)), r"painter_layers_per_block \[1, 2\] must have one number for each"),
-        (dict(painter_upsampling=("shuffle",) * 3), "one for each of the 2, not shuffle shuffle shuffle"),
-        (dict(painter_upsampling="nearest"), "painter_upsampling must be shuffle or bilinear, .* not nearest"),
+        (dict(painter_upsampling="nearest"), "must be shuffle or bilinear or bilinear_last, not nearest"),
         (dict(painter_outputs=4), "painter_outputs must lie in 1 .. 3, the sizes, not 4"),
+        (dict(painter_block_out_channels=None, painter_outputs=2), "painter_outputs and .* are for a painter: give"),
     ],
 )
 def test_a_painter_that_does_not_fit(changes, message):
@@ -169,7 +169,7 @@ def test_a_larger_painter_starts_as_the_smaller_one_enlarged(outputs):
     small.initialize_(images)
     awake(small.eval())
     painter = dict(painter_block_out_channels=(4, 4, 8, 12), painter_layers_per_block=(1, 1, 2, 4))
-    growth = dict(painter_upsampling=("bilinear", "shuffle", "shuffle"), painter_outputs=outputs + 1)
+    growth = dict(painter_upsampling="bilinear_last", painter_outputs=outputs + 1)
     larger = FQModel(**{**PAINTING, **painter, **growth, "sample_size": 32}).eval()
     assert len(take_tokens_(larger, small)) == len(small.decoder.state_dict())
     latents = small.to_diffusion_latents(small.quantize_latents(small.encode(images).latents).latents)

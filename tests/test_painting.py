@@ -137,7 +137,7 @@ def test_only_what_is_new_is_trained(train, tmp_path):
     train("small", max_train_steps=2, **frozen)
     larger = dict(
         resolution=32, convert_images=True, painter_block_out_channels=[4, 4, 8], painter_layers_per_block=[1, 1, 2],
-        painter_outputs=2, painter_upsampling=["bilinear", "shuffle"], painter_equalizer=True, start_from="small",
+        painter_outputs=2, painter_upsampling="bilinear_last", painter_equalizer=True, start_from="small",
         freeze_taken=True, max_train_steps=4, **frozen,
     )  # fmt: skip
     train("whole", **larger)
@@ -239,7 +239,7 @@ def test_a_discriminator_goes_on(train, call, image_folder, tmp_path):  # noqa: 
     assert not any(torch.equal(first[name], anew[name]) for name in first)
     for changes, message in (
         (dict(discriminator_from="none"), "discriminator_from: none holds no such discriminator (No such file"),
-        (dict(discriminator_block_out_channels=[8, 8]), "first/discriminator.safetensors holds no such discriminator ("),
+        (dict(discriminator_block_out_channels=[8, 8]), "first/discriminator.safetensors holds no such "),
         (dict(adversarial_weight=0), "discriminator_from: is for an adversarial_weight above 0, not first/"),
     ):
         wrong = {**OPTIONS, **options, "discriminator_from": "first/discriminator.safetensors", **changes}
@@ -259,8 +259,11 @@ def test_nothing_left_to_train_is_one_line(train, call, image_folder):  # noqa: 
     train("small", max_train_steps=1)
     options = {**OPTIONS, "start_from": "small", "freeze_taken": True}
     status, _, err = call(train_vae.main, dataset=image_folder, output_dir="out", max_train_steps=1, **options)
-    assert status == 2 and "freeze_taken: small gives all of the decoder, which leaves nothing to train" in err
+    assert status == 2 and "freeze_taken: small gives the decoder to its end: nothing is left to train" in err
     assert len(err.strip().splitlines()) == 1
+    options["painter_block_out_channels"] = [4, 4]
+    status, _, err = call(train_vae.main, dataset=image_folder, output_dir="out", max_train_steps=1, **options)
+    assert status == 2 and "freeze_taken: small gives nothing that this decoder could keep" in err
 
 
 def test_samples_that_are_not_snapped(pipeline, tmp_path):

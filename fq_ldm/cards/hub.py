@@ -12,7 +12,7 @@ CONFIG_FILE = "training_config.yaml"
 # Of the output folder; the rest is for training on, or of others.
 PUBLISHED = (
     "README.md", "metrics.json", "reconstructions.png", "samples.png", "model_index.json", "config.json", "*.py",
-    "*.safetensors", "vqvae/*", "unet/*", "scheduler/*",
+    "diffusion_pytorch_model*.safetensors", "vqvae/*", "unet/*", "scheduler/*",
 )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ what is read lies in memory: the shards are mapped, not loaded, and processes of
 
 import bisect
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -131,9 +132,10 @@ def fingerprint(vae: TokenAutoencoder, images: ImageDataset, target: str, flip: 
     """
     options = replace(images.config, dataloader_num_workers=0)  # changes no image
     viewed = target != "quantized"
-    unused = ("painter_", "decoder.", "equalizer.", *(() if viewed else ("diffusion_",)))
-    view = {key: value for key, value in vae.config.items() if not key.startswith(unused)}
-    digest = hashlib.sha256(f"{options} {len(images)} {view} {target} {flip}".encode())
+    unused = ("_", "painter_", "decoder.", "equalizer.", *(() if viewed else ("diffusion_",)))
+    used = {key: value for key, value in vae.config.items() if not key.startswith(unused)}
+    made = json.dumps(used, sort_keys=True)  # lists and tuples alike, in any order
+    digest = hashlib.sha256(f"{options} {len(images)} {made} {target} {flip}".encode())
     for name, value in vae.state_dict().items():
         if name.startswith(unused):
             continue

@@ -15,8 +15,9 @@ class Equalizer(Float32Module):
     """Images -> the same with a gain on each ring of spatial frequencies.
 
     Where latents leave several textures possible, a decoder paints between them, and the mean of several is weaker
-    than each. What is missing depends on little but the frequency, so it can be measured and given back. Gains are
-    real and the same in all directions: they move nothing. The mean of an image stays as it is.
+    than each; a discriminator may make it paint too much of others. How much depends on little but the frequency, so
+    it can be measured and evened out. Gains are real and the same in all directions: they move nothing. The mean of
+    an image stays as it is.
 
     Args:
         size: (H, W), of the images.
@@ -41,6 +42,9 @@ class Equalizer(Float32Module):
 
         The gain of a ring is the root of the ratio of its mean powers, both with what rounding to 8 bits adds, within
         1/4 and 4.
+
+        Raises:
+            ValueError: if there are no batches.
         """
         sums, count = torch.zeros(2, len(self.gain), dtype=torch.float64), 0
         for images, painted in pairs:
@@ -48,6 +52,8 @@ class Equalizer(Float32Module):
             for total, batch in zip(sums, (images, painted), strict=True):
                 power = torch.fft.fft2(batch.double(), norm="ortho").abs().square().sum((0, 1))
                 total += sum_over_rings(power).cpu()
+        if not count:
+            raise ValueError("gains of frequencies are measured by images: there are none")
         per_ring = sum_over_rings(torch.ones(self.size, dtype=torch.float64))
         wanted, painted_power = sums / (count * per_ring) + ROUNDING
         gain = (wanted / painted_power).sqrt().clamp(1 / LARGEST_GAIN, LARGEST_GAIN)
@@ -63,7 +69,12 @@ def equalize_(model, batches: Iterable[torch.Tensor], quantize: bool = True) -> 
         model: a `TokenAutoencoder`; left in evaluation mode.
         batches: images (B, c, H, W) in [-1, 1]; the first 2048 are enough for a gain of each ring.
         quantize: paint from tokens, else from the latents as they are.
+
+    Raises:
+        ValueError: if the model has no equalizer, or there are no images.
     """
+    if model.equalizer is None:
+        raise ValueError("this model has no equalizer: make it with painter_equalizer=True")
     model.eval()
     model.equalizer.gain.fill_(1)
     generator = torch.Generator().manual_seed(0)  # of the painter's noise

@@ -49,8 +49,7 @@ class FQModel(TokenAutoencoder):
             crop's last; None for the trunk's decoder.
         painter_layers_per_block: its residual blocks at each size; 1 at the image's, doubled at each smaller size by
             default.
-        painter_upsampling: how it grows, "shuffle" (the default) or "bilinear", for all doublings or one for
-            each: see `Painter`.
+        painter_upsampling: how it grows, "shuffle", "bilinear" or "bilinear_last": see `Painter`.
         painter_outputs: how many of its sizes paint an image, from the largest down; the sum is the image.
         painter_equalizer: its images get the power of training images at every frequency, measured after training by
             `fq_ldm.models.equalize_`.
@@ -88,7 +87,7 @@ class FQModel(TokenAutoencoder):
         graph_module: bool = True,
         painter_block_out_channels: tuple[int, ...] | None = None,
         painter_layers_per_block: tuple[int, ...] | None = None,
-        painter_upsampling: str | tuple[str, ...] | None = None,
+        painter_upsampling: str = "shuffle",
         painter_outputs: int = 1,
         painter_equalizer: bool = False,
     ):
@@ -116,9 +115,12 @@ class FQModel(TokenAutoencoder):
             painter = dict(
                 block_out_channels=painter_block_out_channels,
                 layers_per_block=painter_layers_per_block or [2**i for i in range(sizes)],
-                upsampling=painter_upsampling or "shuffle",
+                upsampling=painter_upsampling,
                 outputs=painter_outputs,
             )
-        elif painter_equalizer:
-            raise ValueError("painter_equalizer is for a painter: give painter_block_out_channels, or leave it out")
+        elif painter_layers_per_block or painter_upsampling != "shuffle" or painter_outputs != 1 or painter_equalizer:
+            raise ValueError(
+                "painter_layers_per_block, painter_upsampling, painter_outputs and painter_equalizer are for a "
+                "painter: give painter_block_out_channels too, or leave them out"
+            )
         self._build(make_tokens, make_codebook, spectral_crop, graph_module, painter, painter_equalizer)

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..spectrum import spectral_resize
 
-UPSAMPLINGS = ("shuffle", "bilinear")
+UPSAMPLINGS = ("shuffle", "bilinear", "bilinear_last")
 Generators = torch.Generator | list[torch.Generator] | None
 
 
@@ -20,9 +20,8 @@ class Painter(nn.Module):
     the crop, then it grows, with fewer channels and blocks at each doubled size. What the latents do not say (hair,
     grain) has to come from somewhere: at each size one channel of noise goes in with the features.
 
-    The image's size has a way out, and so may the sizes before it: then each paints its octave of frequencies, what
-    was painted smaller is enlarged by its spectrum, and all is added up. So a painter of larger images can start as a
-    good one of smaller images, enlarged.
+    The image's size has a way out, and so may the sizes before it: then what was painted smaller is enlarged by its
+    spectrum, and all is added up. So a painter of larger images can start as a good one of smaller images, enlarged.
 
     Args:
         latent_channels: D.
@@ -31,9 +30,9 @@ class Painter(nn.Module):
         size: (H, W), of the images: h' and w' times 2^(n-1) for n sizes.
         block_out_channels: of each size, the image's first and the crop's last.
         layers_per_block: residual blocks at each size, in the same order.
-        upsampling: of each doubling, that to the image's size first, or one for all. "shuffle" gives each of the four
-            new pixels weights of its own (sub-pixel convolution, Shi et al. 2016), which may leave a lattice where
-            little is known; "bilinear" smooths before it convolves.
+        upsampling: "shuffle" gives each of the four new pixels weights of its own (sub-pixel convolution, Shi et al.
+            2016), which may leave a lattice where little is known; "bilinear" smooths before it convolves;
+            "bilinear_last" does so to the image's size alone.
         outputs: how many sizes have a way out, the image's and those before it.
         act_fn: activation.
         norm_num_groups: groups of the group normalisations.
@@ -50,7 +49,7 @@ class Painter(nn.Module):
         size: tuple[int, int],
         block_out_channels: tuple[int, ...],
         layers_per_block: tuple[int, ...],
-        upsampling: str | tuple[str, ...] = "shuffle",
+        upsampling: str = "shuffle",
         outputs: int = 1,
         act_fn: str = "silu",
         norm_num_groups: int = 8,
@@ -67,17 +66,13 @@ class Painter(nn.Module):
                 f"painter_layers_per_block {list(layers_per_block)} must have one number for each of "
                 f"painter_block_out_channels {list(block_out_channels)}"
             )
-        ways = [upsampling] if isinstance(upsampling, str) else list(upsampling)
-        doublings = len(block_out_channels) - 1
-        if len(ways) not in (1, doublings) or any(way not in UPSAMPLINGS for way in ways):
-            raise ValueError(
-                f"painter_upsampling must be {' or '.join(UPSAMPLINGS)}, one for all doublings or one for each of the "
-                f"{doublings}, not {' '.join(ways)}"
-            )
+        if upsampling not in UPSAMPLINGS:
+            raise ValueError(f"painter_upsampling must be {' or '.join(UPSAMPLINGS)}, not {upsampling}")
         if not 1 <= outputs <= len(block_out_channels):
             raise ValueError(f"painter_outputs must lie in 1 .. {len(block_out_channels)}, the sizes, not {outputs}")
         self.crop = tuple(crop)
-        self.upsampling = (ways if len(ways) == doublings else ways * doublings)[::-1]
+        last = len(block_out_channels) - 2
+        self.shuffled = [upsampling == "shuffle" or (upsampling != "bilinear" and i < last) for i in range(last + 1)]
         common = dict(temb_channels=None, groups=norm_num_groups, non_linearity=act_fn, eps=1e-6)
         channels, layers = list(block_out_channels)[::-1], list(layers_per_block)[::-1]
         self.conv_in = nn.Conv2d(latent_channels, channels[0], 3, padding=1)
@@ -85,7 +80,7 @@ class Painter(nn.Module):
         self.growing = nn.ModuleList()
         for i, (width, depth) in enumerate(zip(channels, layers, strict=True)):
             if i:
-                grown = 4 * width if self.upsampling[i - 1] == "shuffle" else width
+                grown = 4 * width if self.shuffled[i - 1] else width
                 self.growing.append(nn.Conv2d(channels[i - 1], grown, 3, padding=1))
             blocks = [ResnetBlock2D(in_channels=width, out_channels=width, **common) for _ in range(depth)]
             self.sizes.append(nn.ModuleList([nn.Conv2d(1, width, 3, padding=1), *blocks]))
@@ -134,7 +129,7 @@ class Painter(nn.Module):
         first = len(self.sizes) - len(ways_out)
         for i, (add_noise, *blocks) in enumerate(self.sizes):
             if i:
-                features = _grow(features, self.growing[i - 1], self.upsampling[i - 1])
+                features = _grow(features, self.growing[i - 1], self.shuffled[i - 1])
             features = features + add_noise(_noise(features, generator))
             for block in blocks:
                 features = block(features, None)
@@ -151,8 +146,8 @@ class Painter(nn.Module):
         return small.to(self.conv_in.weight.dtype)
 
 
-def _grow(features: torch.Tensor, convolution: nn.Module, upsampling: str) -> torch.Tensor:
-    if upsampling == "shuffle":
+def _grow(features: torch.Tensor, convolution: nn.Module, shuffled: bool) -> torch.Tensor:
+    if shuffled:
         return nn.functional.pixel_shuffle(convolution(features), 2)
     return convolution(nn.functional.interpolate(features, scale_factor=2, mode="bilinear", align_corners=False))
 

@@ -85,7 +85,7 @@ def _common_decoder(model: TokenAutoencoder, source: TokenAutoencoder) -> dict[s
         return taken
     for size, stage in enumerate(model.decoder.stages()):
         names = _names(ours, stage)
-        if any(theirs.get(name) != ours[name] for name in names):
+        if names != _names(theirs, stage) or any(theirs[name] != ours[name] for name in names):
             break  # a later stage would be given features that it has never seen
         taken |= {name: name for name in names}
         out, their_out = model.decoder.way_out(size), source.decoder.way_out(size)

@@ -44,7 +44,9 @@ class PaintingConfig:
     )
     discriminator_learning_rate: float = option(4e-4, "learning rate of the discriminator, which stays as it is")
     discriminator_from: str | None = option(
-        None, "file with the discriminator of an earlier run, discriminator.safetensors in its folder, to start from"
+        None,
+        "file with the discriminator of an earlier run, discriminator.safetensors in its folder, to start from; with "
+        "adversarial_start 0 it joins at once",
     )
     decoder_ema_decay: float | None = option(None, "save the running mean of the weights, of this decay")
 

@@ -12,7 +12,10 @@ FREE_OPTIONS = {
     "dataloader_num_workers",
 }  # fmt: skip
 # What runs did that were begun before there was the option.
-BEFORE = {"optimizer": "adamw"}
+BEFORE = {
+    "optimizer": "adamw", "painter_outputs": 1, "painter_equalizer": False, "freeze_taken": False,
+    "discriminator_from": None,
+}  # fmt: skip
 
 
 def check_same_run(folder: Path, old: dict, new: dict) -> None:

@@ -52,16 +52,16 @@ class VAEConfig:
     painter_layers_per_block: list[int] | None = option(
         None, "residual blocks of that decoder at each size; by default 1, 2, 4 and so on"
     )
-    painter_upsampling: list[str] | None = option(
-        None,
-        "how that decoder grows, at all doublings or each: by sub-pixel convolution (the default), or bilinearly",
-        choices=["shuffle", "bilinear"],
+    painter_upsampling: str = option(
+        "shuffle",
+        "how that decoder grows: by sub-pixel convolution, bilinearly, or bilinearly to the image's size alone",
+        choices=["shuffle", "bilinear", "bilinear_last"],
     )
     painter_outputs: int = option(
         1, "how many sizes of that decoder, from the image's down, paint what is added up to the image"
     )
     painter_equalizer: bool = option(
-        False, "measure, after training, how much weaker than images it paints each frequency, and make up for it"
+        False, "measure, after training, how much weaker or stronger than in images each frequency is, and even it out"
     )
     init_images: int = option(12288, "training images that filters, scales and codebook start from")
 

@@ -46,11 +46,9 @@ class Adversary:
         self.accelerator = accelerator
         self.options = painting
         self.max_grad_norm = training.max_grad_norm
-        discriminator = PatchDiscriminator(
-            channels, painting.discriminator_block_out_channels, painting.discriminator_norm
-        )
-        if painting.discriminator_from is not None:
-            _load_discriminator(discriminator, painting.discriminator_from)
+        discriminator = _make_discriminator(painting, channels)
+        if (state := read_discriminator(painting, channels)) is not None:
+            discriminator.load_state_dict(state)
         optimizer = torch.optim.Adam(
             discriminator.parameters(),
             painting.discriminator_learning_rate,
@@ -206,14 +204,6 @@ def make_objective(
     return PaintingLoss(model, painting, adversary, lpips)
 
 
-def _load_discriminator(discriminator: PatchDiscriminator, path: str) -> None:
-    try:
-        discriminator.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"discriminator_from: {path} holds no such discriminator ({reason})") from error
-
-
 def _load_lpips(model: TokenAutoencoder, painting: PaintingConfig, device: torch.device):
     from ..metrics.fidelity import LPIPS, LPIPS_SMALLEST  # networks and packages that few runs need
 
@@ -251,6 +241,31 @@ def open_start(painting: PaintingConfig, model: TokenAutoencoder) -> tuple[Token
         taken = take_tokens_(model, source)
     except ValueError as error:
         raise UserError(f"start_from: the model in {painting.start_from} {error}") from error
-    if painting.freeze_taken and len(taken) == len(model.decoder.state_dict()):
-        raise UserError(f"freeze_taken: {painting.start_from} gives all of the decoder, which leaves nothing to train")
+    if painting.freeze_taken and not taken:
+        raise UserError(f"freeze_taken: {painting.start_from} gives nothing that this decoder could keep")
+    if painting.freeze_taken and "decoder.conv_out.weight" in taken:
+        raise UserError(f"freeze_taken: {painting.start_from} gives the decoder to its end: nothing is left to train")
     return source, taken
+
+
+def read_discriminator(painting: PaintingConfig, channels: int) -> dict[str, torch.Tensor] | None:
+    """The weights of `discriminator_from`, for images of `channels` c, or None where there is no such option.
+
+    Raises:
+        DataError: if that is no file with a discriminator of these options.
+    """
+    if painting.discriminator_from is None:
+        return None
+    try:
+        state = load_file(painting.discriminator_from)
+        _make_discriminator(painting, channels).load_state_dict(state)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"discriminator_from: {painting.discriminator_from} holds no such discriminator ({reason})"
+        ) from error
+    return state
+
+
+def _make_discriminator(painting: PaintingConfig, channels: int) -> PatchDiscriminator:
+    return PatchDiscriminator(channels, painting.discriminator_block_out_channels, painting.discriminator_norm)

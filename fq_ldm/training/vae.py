@@ -58,6 +58,8 @@ def measure(
 ) -> dict[str, float]:
     """Standardise the diffusion latents of the trained model by batches of training images, and measure the model.
 
+    Its equalizer, if it has one, is set by those images first: what is measured is what it makes of pictures.
+
     The processes share the held-out images. Latents are standardised, and images reconstructed, from quantized latents
     or from unquantized ones, as the decoder was trained. Latents of another model's tokens are not standardised anew,
     so that its pipelines can take this one's decoder.
@@ -71,8 +73,8 @@ def measure(
         equalize_(model, sample, quantize)
     batches = tqdm(my_batches(held_out, EVALUATION_BATCH_SIZE), desc="held-out images")
     metrics = evaluate_reconstruction(model, batches, pixel_variance(sample), merge=merge, quantize=quantize)
-    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return metrics | {"parameters": parameters} | progress.metrics()
+    used = (p for name, p in model.named_parameters() if p.requires_grad or name.startswith("decoder."))
+    return metrics | {"parameters": sum(p.numel() for p in used)} | progress.metrics()
 
 
 @torch.no_grad()
