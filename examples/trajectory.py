@@ -33,7 +33,8 @@ def main() -> None:
         if step in shown:
             with torch.no_grad():
                 latents = pipe.vqvae.from_diffusion_latents(tensors["latents"])
-                moments.append(pipe.vqvae.decode(latents).sample.float() / 2 + 0.5)
+                decoded = pipe.vqvae.decode(latents, force_not_quantize=not pipe.config.quantize_samples)
+                moments.append(decoded.sample.float() / 2 + 0.5)
         return {}
 
     generators = [torch.Generator().manual_seed(options.seed + i) for i in range(options.images)]

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline, ModelMixin, SchedulerMixin, UNet2DModel
+from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin, UNet2DModel
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
@@ -12,9 +12,8 @@ from fq_ldm.own_code import OwnCode
 from .classes import ClassLabels, class_numbers
 from .known_images import Images, KnownImages
 from .loading import PackageLoading
-from .schedules import check_scheduler, schedule_of, step_options
+from .schedules import check_scheduler, default_steps, schedule_of, step_options
 
-FEW_STEPS = 50  # of schedulers that need fewer than DDPM
 DECODE_BATCH_SIZE = 64  # images decoded at a time: the decoder works at full resolution
 
 
@@ -129,7 +128,7 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
         Args:
             num_images: how many; by default as many as `latents` or images are given, or 1.
             num_inference_steps: denoising steps; by default those of the training (1000) for `DDPMScheduler`, as in the
-                paper, and 50 for other schedulers.
+                paper, 20 for DPM-Solver and UniPC, and 50 for other schedulers.
             generator: one generator for the batch, or a list with one for each image. An image made with a
                 generator of its own does not depend on the batch it is made in.
             eta: noise added at each step, from 0 (none) to 1, for schedulers that have it (DDIM).
@@ -183,7 +182,7 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         latents = latents.to(device, torch.float32)  # schedulers that count in sigmas begin beyond float16's range
 
-        self.scheduler.set_timesteps(num_inference_steps or self._default_steps(), device=device)
+        self.scheduler.set_timesteps(num_inference_steps or default_steps(self.scheduler), device=device)
         noise, known, timesteps = latents, None, self.scheduler.timesteps
         self._interrupt = False
         if image is None:
@@ -242,11 +241,6 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
             )
             images.append((decoded.sample.float() / 2 + 0.5).clamp(0, 1))
         return torch.cat(images)
-
-    def _default_steps(self) -> int:
-        """All steps of the training for DDPM, as in the paper, and few for schedulers that need no more."""
-        steps = self.scheduler.config.num_train_timesteps
-        return steps if isinstance(self.scheduler, DDPMScheduler) else min(FEW_STEPS, steps)
 
     def _check_steps(self, steps):
         most = self.scheduler.config.num_train_timesteps

@@ -7,7 +7,6 @@ from fq_ldm import FQModel
 from fq_ldm.metrics.samples import PowerSpectrum, spectral_gain
 from fq_ldm.models import equalize_, take_tokens_
 from fq_ldm.models.equalizer import LARGEST_GAIN, Equalizer
-from fq_ldm.spectrum import frequency_rings
 
 EQUALIZED = PAINTING | dict(painter_equalizer=True)
 
@@ -20,15 +19,16 @@ def test_gains_of_one_change_nothing(size):
 
 @pytest.mark.parametrize("size", [(16, 16), (12, 20)])
 def test_it_finds_the_gains_that_are_missing(size):
-    """Images whose rings were made weaker by known factors come back as they were."""
+    """Images whose frequencies were made weaker by known factors come back as they were."""
     torch.manual_seed(0)
-    rings, count = frequency_rings(*size)
-    factors = torch.linspace(1, 0.4, count)
+    factors = torch.rand(size) / 2 + 0.5
+    factors = (factors + factors.flip(0, 1).roll((1, 1), (0, 1))) / 2  # alike at k and -k, as those of real images are
+    factors[0, 0] = 1
     images = torch.randn(64, 3, *size) / 5
-    weaker = torch.fft.ifft2(torch.fft.fft2(images) * factors[rings]).real
+    weaker = torch.fft.ifft2(torch.fft.fft2(images) * factors).real
     equalizer = Equalizer(size)
     equalizer.measure_([(images[:40], weaker[:40]), (images[40:], weaker[40:])])
-    torch.testing.assert_close(equalizer.gain, 1 / factors, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(equalizer.gain, 1 / factors[:, : size[1] // 2 + 1], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(equalizer(weaker), images, rtol=1e-3, atol=1e-3)
 
 
@@ -40,14 +40,14 @@ def test_the_mean_stays_and_nothing_moves():
     answer = equalizer(impulse)[0, 0]
     torch.testing.assert_close(answer.sum(), torch.ones(()), rtol=1e-4, atol=1e-4)
     around = answer[1:, 1:]
-    for mirrored in (around.flip(0), around.flip(1), around.T):
-        torch.testing.assert_close(around, mirrored, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(around, around.flip(0, 1), rtol=1e-4, atol=1e-5)
 
 
 def test_what_was_not_painted_is_not_made_of_noise():
     equalizer = Equalizer((16, 16))
     equalizer.measure_([(torch.randn(8, 3, 16, 16).clamp(-1, 1), torch.zeros(8, 3, 16, 16))])
-    assert equalizer.gain[0] == 1 and (equalizer.gain[1:] == LARGEST_GAIN).all()
+    gain = equalizer.gain.flatten()
+    assert gain[0] == 1 and (gain[1:] == LARGEST_GAIN).all()
 
 
 @torch.no_grad()

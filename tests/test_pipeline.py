@@ -64,7 +64,8 @@ def test_the_scheduler_decides_how_many_steps_by_default(pipeline):
     ddpm = DDPMScheduler(num_train_timesteps=60, clip_sample=False)
     for scheduler, expected in (
         (ddpm, 60),
-        (DPMSolverMultistepScheduler.from_config(ddpm.config), 50),
+        (DPMSolverMultistepScheduler.from_config(ddpm.config), 20),
+        (DDIMScheduler.from_config(ddpm.config), 50),
         (DDIMScheduler(num_train_timesteps=20, clip_sample=False), 20),
     ):
         steps.clear()

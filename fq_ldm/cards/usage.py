@@ -11,8 +11,8 @@ SAMPLING = {
 pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
     pipeline.scheduler.config, algorithm_type="sde-dpmsolver++"
 )
-images = pipeline(num_images=16{label}).images  # 50 steps""",
-    "DDPMScheduler": """images = pipeline(num_images=16{label}).images  # 50 steps of DPM-Solver++
+images = pipeline(num_images=16{label}).images  # 20 steps""",
+    "DDPMScheduler": """images = pipeline(num_images=16{label}).images  # 20 steps of DPM-Solver++
 
 pipeline.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
 images = pipeline(num_images=16{label}).images  # {steps} steps, as in the paper""",
