@@ -8,7 +8,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 
-from fq_ldm import FQLDMPipeline
+from fq_ldm import FQLDMPipeline, load_vae
 
 ROOT = Path(__file__).parent.parent / "checkpoints"
 BORDER = 2  # pixels, of the grid in samples.png
@@ -49,9 +49,21 @@ def test_it_divides_the_work_as_it_says(folder, pipeline):
 
 
 def test_it_makes_the_samples_of_its_card(folder, pipeline):
+    assert_first_samples(pipeline, folder / "samples.png")
+
+
+def test_the_same_unet_makes_larger_faces():
+    pipeline = FQLDMPipeline.from_pretrained(ROOT / "celeba64", vqvae=load_vae(ROOT / "celeba128"))
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline.vqvae.sample_size == (128, 128)
+    assert_first_samples(pipeline, ROOT.parent / "results" / "diffusion_celeba64" / "faces128.png")
+
+
+def assert_first_samples(pipeline, picture):
+    """Of seeds 0 and 1, in a grid of eight columns."""
     seeds = [torch.Generator().manual_seed(seed) for seed in range(2)]
     images = pipeline(num_images=2, generator=seeds, num_inference_steps=20, output_type="np").images
-    grid = np.asarray(Image.open(folder / "samples.png")) / 255
+    grid = np.asarray(Image.open(picture)) / 255
     side = pipeline.vqvae.sample_size[0]
     for column, image in enumerate(images):
         left = BORDER + column * (side + BORDER)
