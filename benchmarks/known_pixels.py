@@ -79,7 +79,7 @@ def repaint(times: int) -> Callable:
                 if again + 1 < rounds:
                     kept = scheduler.alphas_cumprod[t] / scheduler.alphas_cumprod[following]
                     latents = kept.sqrt() * latents + (1 - kept).sqrt() * noise()
-        return known.keep_pixels(pipeline._decode(latents, None))
+        return known.keep_pixels(pipeline.decode(latents))
 
     return run
 

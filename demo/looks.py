@@ -172,11 +172,8 @@ class Looks:
         """Tokens (n, U, m) -> images (n, c, H, W) in [-1, 1]."""
         return self.vae.decode(self.vae.quantize.join(tokens), force_not_quantize=True).sample.clamp(-1, 1)
 
-    @torch.no_grad()
     def _decode(self, latents: torch.Tensor) -> list[Image.Image]:
-        latents = self.vae.from_diffusion_latents(latents)
-        images = self.vae.decode(latents, force_not_quantize=not self.pipeline.config.quantize_samples).sample
-        return [enlarge(picture) for picture in to_pictures(images.clamp(-1, 1))]
+        return [enlarge(picture) for picture in to_pictures(self.pipeline.decode(latents) * 2 - 1)]
 
 
 def to_pictures(images: torch.Tensor) -> list[Image.Image]:

@@ -45,14 +45,13 @@ def divide(pipeline: FQLDMPipeline, images: torch.Tensor, steps: int) -> dict[st
         sampled = vae.quantize.codebook(vae.quantize.nearest(latents))
     else:
         sampled = vae.quantize.split(latents)
-    painted = vae.decode(latents, force_not_quantize=not pipeline.config.quantize_samples, generator=seeds).sample
     parts = {
         "images": images,
         "what their tokens hold": linear_images(vae, vae.quantize.refine(tokens)),
         "what the UNet makes": linear_images(vae, vae.quantize.refine(sampled)),
-        "what the decoder paints": painted,
     }
-    return {name: part.float().cpu() / 2 + 0.5 for name, part in parts.items()}
+    shown = {name: part.float().cpu() / 2 + 0.5 for name, part in parts.items()}
+    return shown | {"what the decoder paints": pipeline.decode(made, seeds).cpu()}
 
 
 def draw(parts: dict[str, torch.Tensor], crop: int, path: Path) -> None:

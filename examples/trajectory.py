@@ -31,10 +31,7 @@ def main() -> None:
 
     def keep(pipe, step, timestep, tensors):
         if step in shown:
-            with torch.no_grad():
-                latents = pipe.vqvae.from_diffusion_latents(tensors["latents"])
-                decoded = pipe.vqvae.decode(latents, force_not_quantize=not pipe.config.quantize_samples)
-                moments.append(decoded.sample.float() / 2 + 0.5)
+            moments.append(pipe.decode(tensors["latents"]))
         return {}
 
     generators = [torch.Generator().manual_seed(options.seed + i) for i in range(options.images)]

@@ -7,12 +7,11 @@ from diffusers.training_utils import EMAModel
 
 from .data import BAD_IMAGES_FILE, load_images, random_flip, sample_batches, sample_images
 from .metrics.image import SSIM_WINDOW
-from .models import take_tokens_
 from .options import VAE_CONFIGS, DataError, check, parse_config, resolved, run_script
 from .quantization.codebook import perplexity
 from .training.checkpoint import checkpoints
 from .training.loop import train
-from .training.painting import averaged, make_objective, open_start, read_discriminator
+from .training.painting import averaged, make_objective, open_discriminator, open_start_
 from .training.setup import make_accelerator, make_loader, start_run
 from .training.vae import PREVIEW_IMAGES, build_model, draw_reconstructions, finish, measure
 
@@ -23,9 +22,10 @@ def main(argv: list[str]) -> None:
     data, vae, painting, config = parse_config(argv, *VAE_CONFIGS, required=("dataset", "output_dir"))
     check(min(data.size) >= SSIM_WINDOW, "resolution", data.resolution, f"must be {SSIM_WINDOW} or more, SSIM's window")
     options = resolved(data, vae, painting, config)
+    torch.manual_seed(config.seed)
     model = build_model(data, vae)
-    source, taken = (None, []) if painting.start_from is None else open_start(painting, model)
-    read_discriminator(painting, data.channels)  # a wrong file is told before the images are looked at
+    taken = [] if painting.start_from is None else open_start_(painting, model)
+    discriminator = open_discriminator(painting, data.channels)
     start_run(config, options)
     if config.dry_run:
         return
@@ -35,10 +35,8 @@ def main(argv: list[str]) -> None:
     train_images, validation_images = load_images(data, folder / BAD_IMAGES_FILE)
     sample = sample_batches(train_images, vae.init_images, config.seed, data.dataloader_num_workers)
     if not checkpoints(folder / "checkpoints"):
-        torch.manual_seed(config.seed)
-        model = build_model(data, vae).to(accelerator.device)
-        if source is not None:
-            take_tokens_(model, source)
+        model.to(accelerator.device)
+        if painting.start_from is not None:
             weights = len(model.decoder.state_dict())
             accelerator.print(f"start_from: the tokens, and {len(taken)} of the decoder's {weights} weights")
         # The other processes get its weights and buffers with the first step.
@@ -55,7 +53,7 @@ def main(argv: list[str]) -> None:
             model.get_parameter(name).requires_grad_(False)
     shown = sample_images(validation_images, PREVIEW_IMAGES, seed=0)
 
-    objective = make_objective(accelerator, model, painting, config)
+    objective = make_objective(accelerator, model, discriminator, painting, config)
     ema = None if painting.decoder_ema_decay is None else EMAModel([], decay=painting.decoder_ema_decay, foreach=True)
 
     def compute_loss(prepared, batch):
@@ -83,7 +81,7 @@ def main(argv: list[str]) -> None:
     model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     if ema is not None:
         ema.copy_to(model.parameters())
-    metrics = measure(model, progress, validation_images, sample, source is None, quantize)
+    metrics = measure(model, progress, validation_images, sample, painting.start_from is None, quantize)
     if objective.adversary is not None:
         objective.adversary.save(folder)
     if accelerator.is_main_process:

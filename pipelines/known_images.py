@@ -59,14 +59,16 @@ class KnownImages:
     def start(
         self, scheduler: SchedulerMixin, noise: torch.Tensor, strength: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The timesteps from `strength` of the noise on, and the latents noised to the first of them.
+        """The timesteps from the one nearest to `strength` of the training's on, and the latents noised to it.
+
+        Not a share of the steps: they may lie closer together where there is little noise.
 
         Raises:
             ValueError: for a scheduler that cannot begin between its steps.
         """
         order = getattr(scheduler, "order", 1)
-        steps = len(scheduler.timesteps) // order
-        first = (steps - min(max(round(steps * strength), 1), steps)) * order
+        aim, moments = strength * scheduler.config.num_train_timesteps, scheduler.timesteps[::order].tolist()
+        first = min(range(len(moments)), key=lambda i: abs(moments[i] - aim)) * order
         if first and type(scheduler).__name__ in FROM_THE_START:
             raise ValueError(
                 f"strength: {type(scheduler).__name__} goes on from what it has predicted before: it must begin at 1"

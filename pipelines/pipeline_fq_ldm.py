@@ -222,7 +222,7 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
 
     def _finished(self, latents: torch.Tensor, generator, known: KnownImages | None, output_type: str):
         """Diffusion latents -> images of a type, with the known pixels in their places."""
-        images = self._decode(latents, generator)
+        images = self.decode(latents, generator)
         if known is not None:
             images = known.keep_pixels(images)
         if output_type == "pt":
@@ -230,8 +230,18 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
         images = images.cpu().permute(0, 2, 3, 1).numpy()
         return self.numpy_to_pil(images) if output_type == "pil" else images
 
-    def _decode(self, latents: torch.Tensor, generator) -> torch.Tensor:
-        """Diffusion latents -> images in [0, 1], some at a time."""
+    @torch.no_grad()
+    def decode(
+        self, latents: torch.Tensor, generator: torch.Generator | list[torch.Generator] | None = None
+    ) -> torch.Tensor:
+        """Diffusion latents (n, C, H, W) -> images (n, c, H, W), float32 in [0, 1], some at a time.
+
+        Args:
+            latents: sampled ones, as `output_type="latent"` gives them; snapped to the codebook first if the pipeline
+                has `quantize_samples`.
+            generator: of the noise of a decoder that paints, one for all or one for each image; None for the same noise
+                in every image.
+        """
         kept, images = not self.config.quantize_samples, []
         for start in range(0, len(latents), DECODE_BATCH_SIZE):
             part = slice(start, start + DECODE_BATCH_SIZE)

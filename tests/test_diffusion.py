@@ -9,12 +9,15 @@ from fq_ldm import FQModel
 from fq_ldm.data import load_images
 from fq_ldm.diffusion import (
     build_scheduler,
+    build_unet,
     choose_view,
     diffusion_loss,
     encode_images,
+    fast_scheduler,
     measure_view_,
     sampling_scheduler,
 )
+from fq_ldm.diffusion.deeper import deepen_
 from fq_ldm.diffusion.loss import draw_timesteps
 from fq_ldm.options import DataConfig, LDMConfig, UserError
 from fq_ldm.spectrum import pack_spectrum
@@ -128,19 +131,25 @@ def test_min_snr_weights_the_error_of_the_predicted_latents(prediction_type):
     assert loss.item() == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.parametrize(("steps", "tolerance"), [(50, 0.1), (200, 0.01)])
+@pytest.mark.parametrize(
+    ("kind", "steps", "tolerance"), [(None, 50, 0.1), (None, 200, 0.01), ("dpmsolver++", 20, 0.05)]
+)
 @pytest.mark.parametrize(
     ("prediction_type", "beta_schedule"), [("v_prediction", "squaredcos_cap_v2"), ("epsilon", "linear")]
 )
-def test_few_steps_of_a_saved_schedule_keep_the_spread(tmp_path, prediction_type, beta_schedule, steps, tolerance):
+def test_few_steps_of_a_saved_schedule_keep_the_spread(
+    tmp_path, prediction_type, beta_schedule, kind, steps, tolerance
+):
     """Latents that are normal with deviation 10, as low frequencies nearly are, and their exact prediction.
 
     Cosine steps that start below the last timestep take the unit noise there for noisy latents, and end at 7.9 and 3.1.
     """
     ldm = LDMConfig(vae="vae", prediction_type=prediction_type, beta_schedule=beta_schedule)
     build_scheduler(ldm).save_pretrained(tmp_path)
-    scheduler = sampling_scheduler(DDPMScheduler.from_pretrained(tmp_path), steps)
+    saved = DDPMScheduler.from_pretrained(tmp_path)
+    scheduler = sampling_scheduler(saved if kind is None else fast_scheduler(saved, kind), steps)
     scheduler.set_timesteps(steps)
+    scheduler.set_begin_index(0)
     sample = torch.randn(20000, generator=torch.Generator().manual_seed(0))
     for t in scheduler.timesteps:
         kept = scheduler.alphas_cumprod[t].double()
@@ -180,3 +189,29 @@ def test_without_min_snr_the_loss_is_the_mean_squared_error():
     loss = diffusion_loss(Zero(), scheduler, latents, torch.Generator().manual_seed(0))
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(loss, noise.square().mean())
+
+
+@pytest.mark.parametrize("layers, attention_levels", [(2, [1]), (3, [1]), (1, [0, 1, 2]), (2, [0, 1])])
+def test_a_deeper_unet_starts_as_the_shallower_one(layers, attention_levels):
+    torch.manual_seed(0)
+    common = dict(vae="vae", unet_block_out_channels=[8, 16, 24], unet_attention_head_dim=8, unet_norm_num_groups=4)
+    trained = build_unet(LDMConfig(unet_layers_per_block=1, unet_attention_levels=[1], **common), (3, 8, 8))
+    with torch.no_grad():
+        for parameter in trained.parameters():  # a trained one has biases
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
+    options = LDMConfig(unet_layers_per_block=layers, unet_attention_levels=attention_levels, **common)
+    unet = build_unet(options, (3, 8, 8))
+    deepen_(unet, trained)
+    noisy, timesteps = torch.randn(4, 3, 8, 8), torch.tensor([0, 10, 500, 999])
+    before = trained(noisy, timesteps).sample
+    torch.testing.assert_close(unet(noisy, timesteps).sample, before, rtol=1e-4, atol=1e-5)
+    unet(noisy, timesteps).sample.square().sum().backward()
+    last = [
+        parameter for name, parameter in unet.named_parameters()
+        if name.endswith((".conv2.weight", ".to_out.0.weight")) and not parameter.any()
+    ]  # fmt: skip
+    assert last and all(parameter.grad.any() for parameter in last)  # and are trained from the first step on
+    with torch.no_grad():
+        for parameter in last:
+            parameter.add_(parameter.grad, alpha=-0.1)
+    assert not torch.allclose(unet(noisy, timesteps).sample, before, atol=1e-3)

@@ -1,5 +1,7 @@
 """Images to start from, and parts of images that are kept."""
 
+from functools import partial
+
 import diffusers
 import pytest
 import torch
@@ -11,6 +13,7 @@ from fq_ldm.pipelines.known_images import KnownImages
 from fq_ldm.pipelines.schedules import TRIED
 
 SCHEDULERS = [DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler]
+EVEN_IN_NOISE = partial(DPMSolverMultistepScheduler.from_config, use_exponential_sigmas=True)  # not in timesteps
 
 
 @pytest.fixture
@@ -30,12 +33,22 @@ def test_the_first_latents_are_the_images_with_the_noise_of_their_timestep(pipel
     pipeline.unet.register_forward_pre_hook(lambda module, args: seen.append(args))
     noise = torch.randn(4, 3, 8, 12)
     pipeline(4, 10, seeds(*range(4)), image=given, strength=0.3, latents=noise, output_type="pt")
-    assert len(seen) == 3  # of ten steps
     model_input, t = seen[0]
+    total = pipeline.scheduler.config.num_train_timesteps
+    assert len(seen) in (3, 4) and abs(t - 0.3 * total) <= total / 20  # half of a step
     latents = pipeline.vqvae.quantize_latents(pipeline.vqvae.encode(given * 2 - 1).latents).latents
     kept = pipeline.scheduler.alphas_cumprod[int(t)]
     expected = kept.sqrt() * pipeline.vqvae.to_diffusion_latents(latents) + (1 - kept).sqrt() * noise
     torch.testing.assert_close(model_input, expected, rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("strength", [0.2, 0.5, 0.8])
+def test_strength_is_a_share_of_the_noise_however_steps_are_spaced(pipeline, given, strength):
+    pipeline.scheduler = EVEN_IN_NOISE(pipeline.scheduler.config)
+    seen = []
+    pipeline.unet.register_forward_pre_hook(lambda module, args: seen.append(float(args[1])))
+    pipeline(4, 1000, seeds(*range(4)), image=given, strength=strength, output_type="pt")
+    assert abs(seen[0] - strength * 1000) < 5
 
 
 @pytest.mark.parametrize("name", TRIED)
@@ -58,9 +71,9 @@ def test_little_noise_leaves_the_images_nearly_as_they_were(pipeline, given):
     assert near < far
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_known_pixels_are_kept_and_the_others_made(pipeline, given, scheduler):
-    pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
+@pytest.mark.parametrize("make", [*(scheduler.from_config for scheduler in SCHEDULERS), EVEN_IN_NOISE])
+def test_known_pixels_are_kept_and_the_others_made(pipeline, given, make):
+    pipeline.scheduler = make(pipeline.scheduler.config)
     mask = torch.zeros(1, 1, 8, 12)
     mask[..., 6:] = 1
     images = run(pipeline, given, mask_image=mask)

@@ -64,7 +64,6 @@ def test_noise_comes_from_the_generators(painting):
 
 @torch.no_grad()
 @pytest.mark.parametrize("upsampling, even", [("shuffle", False), ("bilinear", True)])
-@torch.no_grad()
 def test_what_is_even_is_painted_evenly(upsampling, even):
     """Without noise, and far from the borders: the four pixels of a shuffle have weights of their own."""
     torch.manual_seed(0)

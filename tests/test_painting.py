@@ -19,7 +19,7 @@ from fq_ldm import FQLDMPipeline, FQModel
 from fq_ldm.diffusion import build_unet
 from fq_ldm.options import LDMConfig, PaintingConfig, TrainingConfig, UserError
 from fq_ldm.spectrum import spectral_resize
-from fq_ldm.training.painting import Adversary, make_objective
+from fq_ldm.training.painting import Adversary, make_objective, open_discriminator
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 OPTIONS = {**VAE_OPTIONS, "painter_block_out_channels": [4, 8], "report_to": "none", "random_flip": True}
@@ -197,7 +197,7 @@ def test_wrong_options_are_refused_in_one_line(call, image_folder, options, mess
 def test_a_spoilt_painting_teaches_the_discriminator_nothing():
     training = TrainingConfig(output_dir="out")
     painting = PaintingConfig(adversarial_weight=1.0, discriminator_block_out_channels=[4, 8])
-    adversary = Adversary(Accelerator(cpu=True), painting, training, channels=3)
+    adversary = Adversary(Accelerator(cpu=True), painting, training, open_discriminator(painting, channels=3))
     images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
     def weights():
@@ -214,7 +214,8 @@ def test_batches_are_not_added_up_in_fp16_beside_a_discriminator():
     training = TrainingConfig(output_dir="out", gradient_accumulation_steps=2)
     painting = PaintingConfig(adversarial_weight=1.0, discriminator_block_out_channels=[4])
     with pytest.raises(UserError, match="gradient_accumulation_steps: does not go with a discriminator in fp16"):
-        make_objective(SimpleNamespace(mixed_precision="fp16"), FQModel(**TINY), painting, training)
+        discriminator = open_discriminator(painting, channels=3)
+        make_objective(SimpleNamespace(mixed_precision="fp16"), FQModel(**TINY), discriminator, painting, training)
 
 
 def test_lpips_joins_the_loss(train, vgg_file, tmp_path):  # noqa: F811

@@ -176,12 +176,22 @@ def test_ldm_starts_from_a_trained_unet(image_folder, vae, pipeline, tmp_path, c
     assert all(torch.allclose(start[name], end[name], rtol=0, atol=1e-9) for name in start)
     scheduler = FQLDMPipeline.from_pretrained(tmp_path / "out").scheduler
     assert isinstance(scheduler, DPMSolverMultistepScheduler) and scheduler.config.algorithm_type == "dpmsolver++"
+    assert scheduler.config.use_exponential_sigmas
     assert "20 steps of DPM-Solver++" in (tmp_path / "out" / "README.md").read_text()
     status, _, errors = call(train_ldm.main, start_from=tmp_path, output_dir=tmp_path / "out2", **options)
     assert status == 1 and f"start_from: no UNet can be loaded from {tmp_path}" in errors
-    options["unet_layers_per_block"] = 2
-    status, _, errors = call(train_ldm.main, start_from=pipeline[0], output_dir=tmp_path / "out3", **options)
-    assert status == 1 and "has layers_per_block 1 instead of 2: give the options" in errors
+    options["unet_layers_per_block"] = 2  # each block is given one more, which adds nothing yet
+    deeper = {**options, "learning_rate": 1e-12, "save_scheduler": "dpm_solver_ode", "output_dir": tmp_path / "deeper"}
+    status, _, errors = call(train_ldm.main, start_from=pipeline[0], **deeper)
+    assert status == 0, errors
+    sampled = [
+        FQLDMPipeline.from_pretrained(path)(2, 3, torch.manual_seed(0), output_type="latent").images
+        for path in (tmp_path / "out", tmp_path / "deeper")
+    ]
+    torch.testing.assert_close(*sampled, rtol=1e-3, atol=1e-3)
+    options["unet_layers_per_block"] = 1
+    status, _, errors = call(train_ldm.main, start_from=tmp_path / "deeper", output_dir=tmp_path / "out3", **options)
+    assert status == 1 and "has layers_per_block 2 instead of 1: give the options" in errors
 
 
 def test_ldm_without_cache_ema_or_tracker(image_folder, vae, tmp_path, call):

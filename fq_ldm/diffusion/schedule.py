@@ -35,7 +35,10 @@ def fast_scheduler(scheduler: SchedulerMixin, algorithm_type: str | None = None)
     Args:
         scheduler: to make it of.
         algorithm_type: by default that of `scheduler` or, if it has none, "sde-dpmsolver++": noise added in each step,
-            as in DDPM, takes earlier errors away. A UNet that makes few has more of "dpmsolver++", without.
+            as in DDPM, takes earlier errors away. A UNet that makes few has more of "dpmsolver++", without, in steps
+            that each divide the noise by the same factor (`use_exponential_sigmas`): steps of as many timesteps each
+            leave too much of the noise to the last ones, and samples too much alike.
     """
     kind = algorithm_type or scheduler.config.get("algorithm_type", "sde-dpmsolver++")
-    return DPMSolverMultistepScheduler.from_config(scheduler.config, algorithm_type=kind)
+    even = {"use_exponential_sigmas": True} if algorithm_type == "dpmsolver++" else {}
+    return DPMSolverMultistepScheduler.from_config(scheduler.config, algorithm_type=kind, **even)

@@ -5,6 +5,7 @@ import json
 from diffusers import UNet2DModel
 
 from ..options import DataError, LDMConfig, UserError, check
+from .deeper import deepen_
 
 
 def build_unet(ldm: LDMConfig, latent_shape: tuple[int, int, int], num_classes: int = 0) -> UNet2DModel:
@@ -48,7 +49,7 @@ def build_unet(ldm: LDMConfig, latent_shape: tuple[int, int, int], num_classes: 
 
 
 def start_from_(unet: UNet2DModel, path: str) -> None:
-    """Give a UNet the weights of the one in a pipeline.
+    """Give a UNet the weights of the one in a pipeline, which may have fewer blocks in each level (`deepen_`).
 
     Raises:
         DataError: if there is none, or it has another shape.
@@ -59,7 +60,9 @@ def start_from_(unet: UNet2DModel, path: str) -> None:
         raise DataError(f"start_from: no UNet can be loaded from {path} ({' '.join(str(error).split())})") from error
     wanted, found = (json.loads(model.to_json_string()) for model in (unet, trained))
     differ = [name for name in wanted if name[0] != "_" and found[name] != wanted[name]]
+    if found["layers_per_block"] < wanted["layers_per_block"]:
+        differ.remove("layers_per_block")
     if differ:
         found = ", ".join(f"{name} {found[name]} instead of {wanted[name]}" for name in differ)
         raise DataError(f"start_from: the UNet of {path} has {found}: give the options that it was trained with")
-    unet.load_state_dict(trained.state_dict())
+    deepen_(unet, trained)

@@ -100,22 +100,16 @@ class Painter(nn.Module):
             nn.init.zeros_(way["conv_out"].weight)
             nn.init.zeros_(way["conv_out"].bias)
 
-    def ways_out(self) -> list[tuple[nn.GroupNorm, nn.Conv2d]]:
-        """Of the sizes that have one, the smallest first."""
-        return [*((way["norm_out"], way["conv_out"]) for way in self.smaller_out), (self.norm_out, self.conv_out)]
-
     def stages(self) -> list[tuple[str, ...]]:
         """How names of the weights of each size begin, the crop's first; without the ways out."""
         larger = [(f"growing.{i}.", f"sizes.{i + 1}.") for i in range(len(self.growing))]
         return [("conv_in.", "sizes.0."), *larger]
 
-    def way_out(self, size: int) -> tuple[str, ...] | None:
-        """How the two names of a size's way out begin, the crop's being size 0; None if it has none."""
-        smaller = size - (len(self.growing) - len(self.smaller_out))
-        if smaller < 0:
-            return None
-        before = f"smaller_out.{smaller}." if size < len(self.growing) else ""
-        return (f"{before}norm_out.", f"{before}conv_out.")
+    def ways_out(self) -> dict[int, tuple[str, str]]:
+        """The sizes that have a way out, the crop's being 0, with the names of its two modules."""
+        last, count = len(self.growing), len(self.smaller_out)
+        before = {last - count + i: f"smaller_out.{i}." for i in range(count)} | {last: ""}
+        return {size: (f"{start}norm_out", f"{start}conv_out") for size, start in before.items()}
 
     def forward(self, latents: torch.Tensor, generator: Generators = None) -> torch.Tensor:
         """Latents (B, D, h, w) inside the crop -> (B, c, H, W), to be added to their linear decoding.
@@ -126,15 +120,14 @@ class Painter(nn.Module):
         """
         image, features = None, self.conv_in(self._small(latents))
         ways_out = self.ways_out()
-        first = len(self.sizes) - len(ways_out)
         for i, (add_noise, *blocks) in enumerate(self.sizes):
             if i:
                 features = _grow(features, self.growing[i - 1], self.shuffled[i - 1])
             features = features + add_noise(_noise(features, generator))
             for block in blocks:
                 features = block(features, None)
-            if i >= first:
-                norm, convolution = ways_out[i - first]
+            if i in ways_out:
+                norm, convolution = map(self.get_submodule, ways_out[i])
                 image = _add(image, convolution(self.act_out(norm(features))))
         return image
 

@@ -88,7 +88,7 @@ def _common_decoder(model: TokenAutoencoder, source: TokenAutoencoder) -> dict[s
         if names != _names(theirs, stage) or any(theirs[name] != ours[name] for name in names):
             break  # a later stage would be given features that it has never seen
         taken |= {name: name for name in names}
-        out, their_out = model.decoder.way_out(size), source.decoder.way_out(size)
+        out, their_out = model.decoder.ways_out().get(size), source.decoder.ways_out().get(size)
         if out is not None and their_out is not None:
             taken |= dict(zip(_names(ours, out), _names(theirs, their_out), strict=True))
     return taken

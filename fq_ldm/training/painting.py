@@ -36,19 +36,19 @@ class Adversary:
         accelerator: of the run.
         painting: the options.
         training: the options of the run.
-        channels: c, of the images.
-
-    Raises:
-        DataError: if `discriminator_from` is no file with such a discriminator.
+        discriminator: on the CPU, untrained or as an earlier run left it.
     """
 
-    def __init__(self, accelerator: Accelerator, painting: PaintingConfig, training: TrainingConfig, channels: int):
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        painting: PaintingConfig,
+        training: TrainingConfig,
+        discriminator: PatchDiscriminator,
+    ):
         self.accelerator = accelerator
         self.options = painting
         self.max_grad_norm = training.max_grad_norm
-        discriminator = _make_discriminator(painting, channels)
-        if (state := read_discriminator(painting, channels)) is not None:
-            discriminator.load_state_dict(state)
         optimizer = torch.optim.Adam(
             discriminator.parameters(),
             painting.discriminator_learning_rate,
@@ -172,11 +172,22 @@ class PaintingLoss:
 
 
 def make_objective(
-    accelerator: Accelerator, model: TokenAutoencoder, painting: PaintingConfig, training: TrainingConfig
+    accelerator: Accelerator,
+    model: TokenAutoencoder,
+    discriminator: PatchDiscriminator | None,
+    painting: PaintingConfig,
+    training: TrainingConfig,
 ) -> PlainLoss | PaintingLoss:
     """What is minimised: `objective(prepared_model, images, batch)` gives the loss and what is shown of it.
 
     To be made before the model is prepared, and always in that order: checkpoints number what they hold.
+
+    Args:
+        accelerator: of the run.
+        model: on the accelerator's device.
+        discriminator: of `open_discriminator`.
+        painting: the options.
+        training: the options of the run.
 
     Raises:
         UserError: for a model that is not trained by equation 1.
@@ -191,7 +202,7 @@ def make_objective(
     if training.compile:
         raise UserError("compile: does not go with a decoder that is trained to paint, whose noise has a generator")
     adversary = None
-    if painting.adversarial_weight:
+    if discriminator is not None:
         layers, most = len(painting.discriminator_block_out_channels), min(model.sample_size).bit_length() - 1
         check(layers <= most, "discriminator_block_out_channels", f"{layers} numbers",
               f"halve the image each: images of {model.sample_size} allow {most}")  # fmt: skip
@@ -199,7 +210,7 @@ def make_objective(
         check(accelerator.mixed_precision != "fp16" or training.gradient_accumulation_steps == 1,
               "gradient_accumulation_steps", training.gradient_accumulation_steps,
               "does not go with a discriminator in fp16: take bf16, or larger batches")  # fmt: skip
-        adversary = Adversary(accelerator, painting, training, model.config.in_channels)
+        adversary = Adversary(accelerator, painting, training, discriminator)
     lpips = _load_lpips(model, painting, accelerator.device) if painting.lpips_weight else None
     return PaintingLoss(model, painting, adversary, lpips)
 
@@ -227,10 +238,11 @@ def averaged(model: TokenAutoencoder, ema: EMAModel | None) -> Iterator[None]:
     ema.restore(model.parameters())
 
 
-def open_start(painting: PaintingConfig, model: TokenAutoencoder) -> tuple[TokenAutoencoder, list[str]]:
-    """The trained model, in a folder or on the Hub, whose tokens this one takes, and what its decoder takes too.
+def open_start_(painting: PaintingConfig, model: TokenAutoencoder) -> list[str]:
+    """Give a model the tokens of the trained one, in a folder or on the Hub, that `start_from` names.
 
-    See `models.take_tokens_`.
+    Returns:
+        The names of the decoder's weights that were taken too; see `models.take_tokens_`.
 
     Raises:
         DataError: if there is no such model.
@@ -245,27 +257,25 @@ def open_start(painting: PaintingConfig, model: TokenAutoencoder) -> tuple[Token
         raise UserError(f"freeze_taken: {painting.start_from} gives nothing that this decoder could keep")
     if painting.freeze_taken and "decoder.conv_out.weight" in taken:
         raise UserError(f"freeze_taken: {painting.start_from} gives the decoder to its end: nothing is left to train")
-    return source, taken
+    return taken
 
 
-def read_discriminator(painting: PaintingConfig, channels: int) -> dict[str, torch.Tensor] | None:
-    """The weights of `discriminator_from`, for images of `channels` c, or None where there is no such option.
+def open_discriminator(painting: PaintingConfig, channels: int) -> PatchDiscriminator | None:
+    """The discriminator of images of `channels` c: that of `discriminator_from` or an untrained one; None without any.
 
     Raises:
-        DataError: if that is no file with a discriminator of these options.
+        DataError: if `discriminator_from` is no file with a discriminator of these options.
     """
-    if painting.discriminator_from is None:
+    if not painting.adversarial_weight:
         return None
+    discriminator = PatchDiscriminator(channels, painting.discriminator_block_out_channels, painting.discriminator_norm)
+    if painting.discriminator_from is None:
+        return discriminator
     try:
-        state = load_file(painting.discriminator_from)
-        _make_discriminator(painting, channels).load_state_dict(state)
+        discriminator.load_state_dict(load_file(painting.discriminator_from))
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(
             f"discriminator_from: {painting.discriminator_from} holds no such discriminator ({reason})"
         ) from error
-    return state
-
-
-def _make_discriminator(painting: PaintingConfig, channels: int) -> PatchDiscriminator:
-    return PatchDiscriminator(channels, painting.discriminator_block_out_channels, painting.discriminator_norm)
+    return discriminator

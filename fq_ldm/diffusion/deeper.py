@@ -1,0 +1,43 @@
+"""A deeper UNet that begins as a shallower one, after Net2Net (Chen et al. 2016)."""
+
+import re
+
+import torch
+from diffusers import UNet2DModel
+
+UP_RESNETS = re.compile(r"(up_blocks\.\d+\.(?:resnets|attentions)\.)(\d+)(\..+)")
+
+
+@torch.no_grad()
+def deepen_(unet: UNet2DModel, trained: UNet2DModel) -> None:
+    """Give a UNet the weights of one with fewer blocks in each level, or attention in fewer: it computes the same.
+
+    New blocks are residual, and add nothing until training moves them: their last convolution, or projection, is zero.
+    In a level of the decoder the first block widens what comes from below, and the last takes the skip connection that
+    enters the level; they stay first and last, and new ones go after the first.
+
+    Args:
+        unet: untrained, at least as deep, with as many channels.
+        trained: the shallower one.
+    """
+    more = unet.config.layers_per_block - trained.config.layers_per_block
+
+    def place(name: str) -> str:
+        found = UP_RESNETS.fullmatch(name)
+        if not found or found[2] == "0":
+            return name
+        return f"{found[1]}{int(found[2]) + more}{found[3]}"
+
+    weights = {place(name): weight for name, weight in trained.state_dict().items()}
+    new = [name for name in unet.state_dict() if name not in weights]
+    unet.load_state_dict(weights, strict=False)
+    for name, parameter in unet.named_parameters():
+        if name not in new:
+            continue
+        if ".conv2." in name or ".to_out.0." in name:
+            parameter.zero_()
+        elif ".conv_shortcut." in name:
+            # What comes from below goes through; the skip connection beside it is not read yet.
+            parameter.zero_()
+            if parameter.ndim == 4:
+                parameter[:, : len(parameter), 0, 0] = torch.eye(len(parameter))
