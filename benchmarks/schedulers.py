@@ -33,7 +33,8 @@ def candidates(pipeline: FQLDMPipeline) -> dict[str, SchedulerMixin | Exception]
         for option in ("", *(sigmas for sigmas in SIGMAS if sigmas in known)):
             label = f"{name} {option}".strip()
             try:
-                scheduler = cls.from_config(pipeline.scheduler.config, **({option: True} if option else {}))
+                spacing = {sigmas: sigmas == option for sigmas in SIGMAS if sigmas in known}
+                scheduler = cls.from_config(pipeline.scheduler.config, **spacing)
             except Exception as error:  # whatever is missing or asked for
                 found.setdefault(name, error)
                 continue

@@ -33,6 +33,8 @@ class Looks:
         self.pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
         self.pipeline.set_progress_bar_config(disable=True)
         self.pipeline.scheduler = fast_scheduler(self.pipeline.scheduler)
+        # Noise in each step would make the starting noise, and its temperature, forgotten.
+        self.has_temperature = self.pipeline.scheduler.config.algorithm_type == "dpmsolver++"
         self.lock = threading.Lock()
         self.vae = self.pipeline.vqvae
         self.class_names = self.pipeline.config.class_names or []
@@ -43,7 +45,7 @@ class Looks:
         )
 
     def generate(
-        self, seed: int, count: int, steps: int, label: str | None, guidance: float
+        self, seed: int, count: int, steps: int, label: str | None, guidance: float, temperature: float
     ) -> Iterator[tuple[float, list[Image.Image]]]:
         """Yield the share of the steps that is done, and the pictures as far as they are.
 
@@ -53,6 +55,7 @@ class Looks:
             steps: of DPM-Solver++.
             label: name of a class, or None.
             guidance: its scale; of classes only.
+            temperature: of the starting noise.
         """
         found: queue.Queue = queue.Queue()
         every = max(1, steps // PREVIEWS)
@@ -64,10 +67,12 @@ class Looks:
 
         def work():
             seeds = [torch.Generator().manual_seed(seed + i) for i in range(count)]
-            classes = {"class_labels": label, "guidance_scale": guidance} if self.class_names else {}
+            options = {"temperature": temperature, "callback_on_step_end": look}
+            if self.class_names:
+                options |= {"class_labels": label, "guidance_scale": guidance}
             try:
                 with self.lock:
-                    images = self.pipeline(count, steps, seeds, callback_on_step_end=look, **classes).images
+                    images = self.pipeline(count, steps, seeds, **options).images
                 found.put((1.0, [enlarge(image) for image in images]))
             except Exception as error:  # to be raised where somebody waits for pictures
                 found.put(error)

@@ -61,7 +61,7 @@ class KnownImages:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The timesteps from the one nearest to `strength` of the training's on, and the latents noised to it.
 
-        Not a share of the steps: they may lie closer together where there is little noise.
+        Not a share of the steps: they may lie closer together where there is little noise, and farther apart elsewhere.
 
         Raises:
             ValueError: for a scheduler that cannot begin between its steps.

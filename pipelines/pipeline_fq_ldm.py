@@ -12,7 +12,7 @@ from fq_ldm.own_code import OwnCode
 from .classes import ClassLabels, class_numbers
 from .known_images import Images, KnownImages
 from .loading import PackageLoading
-from .schedules import check_scheduler, default_steps, schedule_of, step_options
+from .schedules import adds_noise, check_scheduler, default_steps, schedule_of, step_options
 
 DECODE_BATCH_SIZE = 64  # images decoded at a time: the decoder works at full resolution
 
@@ -122,6 +122,7 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
         strength: float | None = None,
         mask_image: Images | None = None,
         batch_size: int | None = None,
+        temperature: float = 1.0,
     ) -> ImagePipelineOutput | tuple:
         """Generate images.
 
@@ -147,11 +148,14 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
                 and 1 all noise; the ends cost diversity (Kynkäänniemi et al. 2024).
             image: start from images instead of noise: PIL images, arrays (n, H, W, c) or tensors (n, c, H, W) in
                 [0, 1], one or one for each.
-            strength: how much of the noise they are given, in 0 .. 1: 1 leaves nothing of them. By default 0.6, and 1
-                with a mask.
+            strength: how much of the noise they are given, in 0 .. 1, to the nearest step: 1 leaves nothing of them. By
+                default 0.6, and 1 with a mask.
             mask_image: keep the pixels of `image` where this is 0, or black, and make those anew where it is 1; masks
                 of one channel, given as images are.
             batch_size: what diffusers' unconditional pipelines call `num_images`; give one of the two.
+            temperature: of the starting noise, whose coarsest waves are multiplied by it. Below 1 fewer images are
+                broken, and all are more alike. For schedulers that add no noise in their steps, which would make the
+                starting noise forgotten.
 
         Returns:
             `ImagePipelineOutput` with `images`, or `(images,)`.
@@ -171,13 +175,11 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
         step_kwargs = step_options(self.scheduler, generator, eta)
         self._check_guidance(class_labels, guidance_scale, guidance_interval)
         self._check_start(image, strength, mask_image)
+        self._check_temperature(temperature, image, eta)
         device = self._execution_device
         shape = (num_images, *self.vqvae.diffusion_latent_shape)
 
-        labels = None
-        if self.num_classes:
-            classes = (self.config.class_names, self.config.class_shares)
-            labels = class_numbers(class_labels, num_images, *classes, generator).to(device)
+        labels = self._labels(class_labels, num_images, generator, device)
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         latents = latents.to(device, torch.float32)  # schedulers that count in sigmas begin beyond float16's range
@@ -186,7 +188,7 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
         noise, known, timesteps = latents, None, self.scheduler.timesteps
         self._interrupt = False
         if image is None:
-            latents = noise * self.scheduler.init_noise_sigma
+            latents = self._cooled(noise, temperature) * self.scheduler.init_noise_sigma
             if hasattr(self.scheduler, "set_begin_index"):  # some would look the first timestep up, and find two
                 self.scheduler.set_begin_index(0)
         else:
@@ -211,6 +213,12 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
+    def _labels(self, class_labels: ClassLabels, count: int, generator, device: torch.device) -> torch.Tensor | None:
+        if not self.num_classes:
+            return None
+        classes = (self.config.class_names, self.config.class_shares)
+        return class_numbers(class_labels, count, *classes, generator).to(device)
+
     def _predict(self, latents: torch.Tensor, t, labels: torch.Tensor | None, scale: float, interval) -> torch.Tensor:
         if labels is None:
             return self.unet(latents, t).sample
@@ -219,6 +227,9 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
         both = torch.cat([labels, torch.full_like(labels, self.num_classes)])
         conditional, unconditional = self.unet(torch.cat([latents] * 2), t, class_labels=both).sample.chunk(2)
         return unconditional + scale * (conditional - unconditional)
+
+    def _cooled(self, noise: torch.Tensor, temperature: float) -> torch.Tensor:
+        return noise if temperature == 1 else self.vqvae.diffusion_view.temper(noise, temperature)
 
     def _finished(self, latents: torch.Tensor, generator, known: KnownImages | None, output_type: str):
         """Diffusion latents -> images of a type, with the known pixels in their places."""
@@ -241,7 +252,12 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
                 has `quantize_samples`.
             generator: of the noise of a decoder that paints, one for all or one for each image; None for the same noise
                 in every image.
+
+        Raises:
+            ValueError: if latents or generators are not of that shape and number.
         """
+        self._check_inputs(len(latents), generator, latents, "pt", ())
+        latents = latents.to(self.vqvae.device)
         kept, images = not self.config.quantize_samples, []
         for start in range(0, len(latents), DECODE_BATCH_SIZE):
             part = slice(start, start + DECODE_BATCH_SIZE)
@@ -256,6 +272,19 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
         most = self.scheduler.config.num_train_timesteps
         if steps is not None and not 1 <= steps <= most:
             raise ValueError(f"num_inference_steps must lie in 1 .. {most}, the steps of the training, not {steps}")
+
+    def _check_temperature(self, temperature, image, eta):
+        if not temperature > 0:
+            raise ValueError(f"temperature must be above 0, and 1 for noise as it was in training, not {temperature}")
+        if temperature == 1:
+            return
+        if image is not None:
+            raise ValueError("temperature is of noise to start from: leave it at 1, or leave image out")
+        if adds_noise(self.scheduler, eta):
+            raise ValueError(
+                f"temperature is for schedulers without noise in their steps, and {type(self.scheduler).__name__} adds "
+                "some: leave it at 1, or take DPMSolverMultistepScheduler with algorithm_type dpmsolver++"
+            )
 
     def _check_start(self, image, strength, mask_image):
         if image is None and mask_image is not None:

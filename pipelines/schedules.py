@@ -33,6 +33,13 @@ def default_steps(scheduler: SchedulerMixin) -> int:
     return min(FEWER_STEPS if name in HIGHER_ORDER else FEW_STEPS, steps)
 
 
+def adds_noise(scheduler: SchedulerMixin, eta: float = 0.0) -> bool:
+    """Whether its steps add noise, so that samples depend on more than the noise that they start from."""
+    name = type(scheduler).__name__
+    kind = scheduler.config.get("algorithm_type", "")
+    return eta != 0 or "DDPM" in name or "Ancestral" in name or kind.startswith("sde")
+
+
 def schedule_of(scheduler: SchedulerMixin) -> dict:
     """The noise schedule and the prediction that a scheduler stands for."""
     return {name: scheduler.config.get(name) for name in OF_TRAINING}

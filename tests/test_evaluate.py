@@ -8,9 +8,10 @@ from urllib.error import URLError
 import pytest
 import torch
 from conftest import smooth_images, untrained_pipeline
+from diffusers import DPMSolverMultistepScheduler
 
 import evaluate
-from fq_ldm import FQModel
+from fq_ldm import FQLDMPipeline, FQModel
 from fq_ldm.evaluation import save_report
 from fq_ldm.options import run_script
 
@@ -163,6 +164,23 @@ def test_a_pipeline(pipeline, call, tmp_path):
     assert status == 0, errors
     last = read(tmp_path)["metrics"]
     assert last["scheduler"] == "DDPMScheduler" and "algorithm_type" not in last
+
+
+def test_a_pipeline_at_a_lower_temperature(pipeline, call, tmp_path):
+    flags = "--num_samples 6 --num_inference_steps 2 --metrics spectrum --temperature 0.5".split()
+    status, _, errors = call(pipeline, *flags)
+    assert status == 2 and "temperature: is for a pipeline that was saved with dpm_solver_ode" in errors
+    found = {}
+    loaded = FQLDMPipeline.from_pretrained(pipeline)
+    loaded.scheduler = DPMSolverMultistepScheduler.from_config(loaded.scheduler.config, use_exponential_sigmas=True)
+    loaded.save_pretrained(tmp_path / "quiet")
+    for temperature in ("1", "0.5"):
+        status, _, errors = call(tmp_path / "quiet", *flags[:-1], temperature)
+        assert status == 0, errors
+        found[temperature] = read(tmp_path)["metrics"]
+    assert found["0.5"]["temperature"] == 0.5 and "temperature" not in found["1"]
+    assert found["0.5"]["use_exponential_sigmas"] and found["0.5"]["algorithm_type"] == "dpmsolver++"
+    assert found["0.5"]["spectral_distance_db"] != found["1"]["spectral_distance_db"]
 
 
 def test_samples_without_a_network(pipeline, call, tmp_path):

@@ -251,6 +251,38 @@ def test_the_words_of_diffusers(pipeline):
     assert steps == [0, 1, 2, 0, 1, 2]
 
 
+def test_temperature_weakens_the_coarsest_waves_of_the_starting_noise(pipeline):
+    pipeline.scheduler = sampling_scheduler(DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config), 3)
+    noise = torch.randn(2, *pipeline.vqvae.diffusion_latent_shape, generator=seeds(0)[0])
+    seen = []
+    pipeline.unet.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    plain = pipeline(2, 3, latents=noise, output_type="pt").images
+    cold = pipeline(2, 3, latents=noise, output_type="pt", temperature=0.5).images
+    assert not torch.equal(cold, plain) and torch.equal(seen[0], noise)
+    before, after = (torch.fft.fft2(each) for each in (noise, seen[3]))
+    periods = [torch.fft.fftfreq(side).abs() * side for side in noise.shape[-2:]]
+    coarse = (periods[0][:, None] <= 3) & (periods[1] <= 3)
+    torch.testing.assert_close(after[..., coarse], 0.5 * before[..., coarse])
+    torch.testing.assert_close(after[..., ~coarse], before[..., ~coarse])
+    with pytest.raises(ValueError, match="temperature must be above 0, and 1 for noise as it was in training, not 0"):
+        pipeline(2, 3, temperature=0)
+    with pytest.raises(ValueError, match="temperature is of noise to start from: leave it at 1"):
+        pipeline(2, 3, temperature=0.9, image=plain)
+    pipeline.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+    with pytest.raises(ValueError, match="without noise in their steps, and DDPMScheduler adds some"):
+        pipeline(2, 3, temperature=0.9)
+
+
+def test_latents_are_decoded_as_samples_are(pipeline):
+    latents = pipeline(3, 2, seeds(0, 1, 2), output_type="latent").images
+    images = pipeline(3, 2, seeds(0, 1, 2), output_type="pt").images
+    torch.testing.assert_close(pipeline.decode(latents), images)
+    with pytest.raises(ValueError, match="2 generators for 3 images"):
+        pipeline.decode(latents, seeds(0, 1))
+    with pytest.raises(ValueError, match="latents must have the shape"):
+        pipeline.decode(latents[:, :1])
+
+
 def test_a_pipe_of_a_pipe(pipeline):
     other = FQLDMPipeline.from_pipe(pipeline, quantize_samples=False)
     assert other.vqvae is pipeline.vqvae and other.unet is pipeline.unet and not other.config.quantize_samples

@@ -10,7 +10,7 @@ UP_RESNETS = re.compile(r"(up_blocks\.\d+\.(?:resnets|attentions)\.)(\d+)(\..+)"
 
 @torch.no_grad()
 def deepen_(unet: UNet2DModel, trained: UNet2DModel) -> None:
-    """Give a UNet the weights of one with fewer blocks in each level, or attention in fewer: it computes the same.
+    """Give a UNet the weights of one with as many blocks in each level, or fewer: it computes the same.
 
     New blocks are residual, and add nothing until training moves them: their last convolution, or projection, is zero.
     In a level of the decoder the first block widens what comes from below, and the last takes the skip connection that
@@ -19,6 +19,9 @@ def deepen_(unet: UNet2DModel, trained: UNet2DModel) -> None:
     Args:
         unet: untrained, at least as deep, with as many channels.
         trained: the shallower one.
+
+    Raises:
+        ValueError: if it has weights that the deeper one has no place for.
     """
     more = unet.config.layers_per_block - trained.config.layers_per_block
 
@@ -29,7 +32,9 @@ def deepen_(unet: UNet2DModel, trained: UNet2DModel) -> None:
         return f"{found[1]}{int(found[2]) + more}{found[3]}"
 
     weights = {place(name): weight for name, weight in trained.state_dict().items()}
-    new = [name for name in unet.state_dict() if name not in weights]
+    new = unet.state_dict().keys() - weights.keys()
+    if unexpected := sorted(weights.keys() - unet.state_dict().keys()):
+        raise ValueError(f"the shallower UNet has {len(unexpected)} weights too many, {unexpected[0]} among them")
     unet.load_state_dict(weights, strict=False)
     for name, parameter in unet.named_parameters():
         if name not in new:

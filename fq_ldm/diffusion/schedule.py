@@ -37,8 +37,14 @@ def fast_scheduler(scheduler: SchedulerMixin, algorithm_type: str | None = None)
         algorithm_type: by default that of `scheduler` or, if it has none, "sde-dpmsolver++": noise added in each step,
             as in DDPM, takes earlier errors away. A UNet that makes few has more of "dpmsolver++", without, in steps
             that each divide the noise by the same factor (`use_exponential_sigmas`): steps of as many timesteps each
-            leave too much of the noise to the last ones, and samples too much alike.
+            leave too much of the noise to the last ones, and samples too much alike. Without `algorithm_type` the steps
+            stay as `scheduler` has them too.
     """
-    kind = algorithm_type or scheduler.config.get("algorithm_type", "sde-dpmsolver++")
-    even = {"use_exponential_sigmas": True} if algorithm_type == "dpmsolver++" else {}
-    return DPMSolverMultistepScheduler.from_config(scheduler.config, algorithm_type=kind, **even)
+    if algorithm_type is None:
+        kind = scheduler.config.get("algorithm_type", "sde-dpmsolver++")
+        return DPMSolverMultistepScheduler.from_config(scheduler.config, algorithm_type=kind)
+    # They begin at the last timestep, where a UNet that predicts noise is of no use under the cosine schedule.
+    even = algorithm_type == "dpmsolver++" and scheduler.config.timestep_spacing != "leading"
+    return DPMSolverMultistepScheduler.from_config(
+        scheduler.config, algorithm_type=algorithm_type, use_exponential_sigmas=even
+    )

@@ -52,7 +52,7 @@ def start_from_(unet: UNet2DModel, path: str) -> None:
     """Give a UNet the weights of the one in a pipeline, which may have fewer blocks in each level (`deepen_`).
 
     Raises:
-        DataError: if there is none, or it has another shape.
+        DataError: if there is none, or it has another shape, or more blocks in each level.
     """
     try:
         trained = UNet2DModel.from_pretrained(path, subfolder="unet", use_safetensors=True)

@@ -15,6 +15,7 @@ from ..metrics.fidelity import frechet_distance, kernel_distance, precision_reca
 from ..metrics.samples import PowerSpectrum, nearest_images, spectral_distance, spectral_gain
 from ..options import NETWORK_METRICS, EvaluationConfig, check
 from ..pipelines import FQLDMPipeline
+from ..pipelines.schedules import adds_noise
 from .classes import check_classes, judge_classes, labels_of, make_judge, spread_classes
 from .networks import make_extractor, one_line
 
@@ -53,6 +54,11 @@ def evaluate_pipeline(
     steps = pipeline.scheduler.config.num_train_timesteps
     check(config.num_inference_steps <= steps, "num_inference_steps", config.num_inference_steps, f"is at most {steps}")
     check_classes(pipeline, train_images, config)
+    check(
+        config.temperature == 1 or not adds_noise(sampling_scheduler(pipeline.scheduler, config.num_inference_steps)),
+        "temperature", config.temperature, "is for a pipeline that was saved with dpm_solver_ode, in fewer steps than "
+        "those of the training: noise in each step makes that of the start forgotten",
+    )  # fmt: skip
     network_metrics = [name for name in metrics if name in NETWORK_METRICS]
     extractor = make_extractor(config, network_metrics, pipeline.device) if network_metrics else None
     judge = None
@@ -97,8 +103,11 @@ def evaluate_pipeline(
 def _sampling(pipeline: FQLDMPipeline, config: EvaluationConfig) -> dict:
     """How the samples were made, for the report."""
     made = {"scheduler": type(pipeline.scheduler).__name__, "num_inference_steps": config.num_inference_steps}
-    if "algorithm_type" in pipeline.scheduler.config:  # of DPM-Solver: whether it adds noise changes every score
-        made["algorithm_type"] = pipeline.scheduler.config.algorithm_type
+    for option in ("algorithm_type", "use_exponential_sigmas"):  # noise in steps, and their spacing, change every score
+        if pipeline.scheduler.config.get(option):
+            made[option] = pipeline.scheduler.config[option]
+    if config.temperature != 1:
+        made["temperature"] = config.temperature
     if pipeline.num_classes:
         made["guidance_scale"] = config.guidance_scale
     return made
@@ -166,9 +175,9 @@ def generate(pipeline: FQLDMPipeline, config: EvaluationConfig, classes: torch.T
     pipeline.scheduler = sampling_scheduler(pipeline.scheduler, config.num_inference_steps)
     pipeline.set_progress_bar_config(disable=True)
     seeds = torch.randint(2**62, (config.num_samples,), generator=torch.Generator().manual_seed(config.seed))
-    options = {}
+    options = {"temperature": config.temperature}
     if classes is not None:
-        options = {"guidance_scale": config.guidance_scale, "guidance_interval": config.guidance_interval}
+        options |= {"guidance_scale": config.guidance_scale, "guidance_interval": config.guidance_interval}
     for part in tqdm(my_share(torch.arange(config.num_samples).split(config.batch_size)), desc="sampling"):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[part].tolist()]
         if classes is not None:

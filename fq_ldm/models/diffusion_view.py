@@ -7,6 +7,7 @@ from ..quantization.precision import Float32Module
 from ..spectrum import pack_spectrum, spectral_resize, unpack_spectrum
 
 LAYOUTS = ("spatial", "spectral")
+COARSE = 7  # the side of an image that holds the waves which cross it up to three times; odd, to hold them whole
 
 
 class DiffusionView(Float32Module):
@@ -59,11 +60,20 @@ class DiffusionView(Float32Module):
     def inverse(self, diffusion_latents: torch.Tensor) -> torch.Tensor:
         """Diffusion latents (B, C, H, W) -> band-limited latents (B, D, h, w), float32."""
         with torch.autocast(diffusion_latents.device.type, enabled=False):
-            folded = diffusion_latents.float() * self.std + self.mean
-            unfolded = F.pixel_shuffle(folded, self.patch_size)
-            if self.layout == "spectral":
-                unfolded = unpack_spectrum(unfolded)
-            return spectral_resize(unfolded, self.latent_size)
+            return spectral_resize(self._unfold(diffusion_latents.float() * self.std + self.mean), self.latent_size)
+
+    def temper(self, noise: torch.Tensor, temperature: float) -> torch.Tensor:
+        """Starting noise (B, C, H, W) -> the same with its coarsest waves times `temperature`: (B, C, H, W), float32.
+
+        These are the waves that cross the image up to three times, along each side. What a UNet without noise in its
+        steps makes of them is the build of an image, which is oftener wrong the rarer it is; finer waves keep all their
+        noise, or else images would become smooth.
+        """
+        with torch.autocast(noise.device.type, enabled=False):
+            waves = self._unfold(noise.float())
+            sides = tuple(min(side, COARSE) for side in self.spectral_crop)
+            coarse = spectral_resize(spectral_resize(waves, sides), self.spectral_crop)
+            return self._fold(waves + (temperature - 1) * coarse)
 
     @torch.no_grad()
     def measure_(self, latents: torch.Tensor) -> None:
@@ -73,6 +83,10 @@ class DiffusionView(Float32Module):
         std = folded.std(dimensions)
         self.mean.copy_(folded.mean(dimensions).view_as(self.mean))
         self.std.copy_(torch.where(std > 1e-5, std, 1).view_as(self.std))
+
+    def _unfold(self, folded: torch.Tensor) -> torch.Tensor:
+        unfolded = F.pixel_shuffle(folded, self.patch_size)
+        return unpack_spectrum(unfolded) if self.layout == "spectral" else unfolded
 
     def _fold(self, latents: torch.Tensor) -> torch.Tensor:
         with torch.autocast(latents.device.type, enabled=False):

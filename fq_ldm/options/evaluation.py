@@ -43,6 +43,7 @@ class EvaluationConfig:
     num_samples: int = option(10_000, "images that the pipeline generates")
     neighbour_samples: int = option(200, "samples whose nearest training images are looked up")
     num_inference_steps: int = option(50, "denoising steps: of DDPM if as many as in training, else of DPM-Solver++")
+    temperature: float = option(1.0, "of the samples: below 1, with DPM-Solver++ without noise, calmer and more alike")
     guidance_scale: float = option(1.0, "of classifier-free guidance, for pipelines with classes; 1 for none")
     guidance_interval: list[float] = option([0.0, 1.0], "guide between these shares of the noise only")
     classifier_epochs: int = option(15, "over the training images, of the classifier that judges classes")
@@ -60,6 +61,7 @@ class EvaluationConfig:
             "num_samples",
             "num_inference_steps",
             "neighbour_samples",
+            "temperature",
             "classifier_epochs",
         ):
             value = getattr(self, name)

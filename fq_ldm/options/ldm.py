@@ -28,7 +28,9 @@ class LDMConfig:
         None, "fold patches of this side into channels; by default as the FQ-VAE's diffusion_patch_size"
     )
     start_from: str | None = option(
-        None, "pipeline, folder or Hub repository, from whose UNet training goes on; by default from random weights"
+        None,
+        "pipeline, folder or Hub repository, from whose UNet training goes on, at first as it was where "
+        "unet_layers_per_block is more than there; by default from random weights",
     )
     unet_block_out_channels: list[int] = option([128, 256, 512], "channels of the UNet's levels")
     unet_layers_per_block: int = option(2, "residual blocks in each level")

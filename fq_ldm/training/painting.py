@@ -184,7 +184,7 @@ def make_objective(
 
     Args:
         accelerator: of the run.
-        model: on the accelerator's device.
+        model: not prepared.
         discriminator: of `open_discriminator`.
         painting: the options.
         training: the options of the run.
