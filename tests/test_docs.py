@@ -303,7 +303,7 @@ def test_python(code, workplace, untrained_vae, capsys):
         untrained_pipeline(model, 100, [f"class {i}" for i in range(10)]).save_pretrained("runs/cifar10/pipeline")
     for pipeline, decoder in {
         "runs/folder64/pipeline": "runs/folder64/larger",
-        "runs/celeba64_small/third": "runs/celeba64_small/vae",
+        "runs/celeba64_small/fifth": "runs/celeba64_small/vae",
     }.items():
         if pipeline in code:
             vae, _ = untrained_vae(f"{pipeline.rpartition('/')[0]}/vae")
