@@ -16,6 +16,7 @@ from fq_ldm import FQLDMPipeline
 from fq_ldm.data import to_tensor
 from fq_ldm.diffusion import fast_scheduler
 from fq_ldm.metrics import psnr, to_uint8
+from fq_ldm.pipelines.schedules import adds_noise
 
 SHOWN = 256  # pixels, at least, of the longer side of a picture
 PREVIEWS = 5  # pictures on the way to a sample
@@ -34,7 +35,7 @@ class Looks:
         self.pipeline.set_progress_bar_config(disable=True)
         self.pipeline.scheduler = fast_scheduler(self.pipeline.scheduler)
         # Noise in each step would make the starting noise, and its temperature, forgotten.
-        self.has_temperature = self.pipeline.scheduler.config.algorithm_type == "dpmsolver++"
+        self.has_temperature = not adds_noise(self.pipeline.scheduler)
         self.lock = threading.Lock()
         self.vae = self.pipeline.vqvae
         self.class_names = self.pipeline.config.class_names or []
@@ -178,7 +179,8 @@ class Looks:
         return self.vae.decode(self.vae.quantize.join(tokens), force_not_quantize=True).sample.clamp(-1, 1)
 
     def _decode(self, latents: torch.Tensor) -> list[Image.Image]:
-        return [enlarge(picture) for picture in to_pictures(self.pipeline.decode(latents) * 2 - 1)]
+        images = self.pipeline.decode(latents).cpu().permute(0, 2, 3, 1).numpy()
+        return [enlarge(picture) for picture in self.pipeline.numpy_to_pil(images)]
 
 
 def to_pictures(images: torch.Tensor) -> list[Image.Image]:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
@@ -299,6 +300,8 @@ def _replacements() -> list[tuple]:
         (autocast, "__init__", start_autocast_on_cpu),
         (torch.nn.Module, "_apply", apply_by_swapping),
         (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
+        # timm's optimizers take as many weights at once as the cache holds: here, that of an H100
+        (torch.cuda, "get_device_properties", lambda device: SimpleNamespace(L2_cache_size=50 * 2**20)),
         (torch._C, "_group_tensors_by_device_and_dtype", group_by_pretended_device),
         # or clipping and the optimizer would go from tensor to tensor, as they do on no GPU
         (torch.utils._foreach_utils, "_foreach_supported_types", for_lists),

@@ -55,6 +55,8 @@ SYNCHRONISATIONS = {
     "train_ldm bf16 from images, logged": (1, 0),
     "train_ldm fp16": (0, 0),
     "train_ldm fp16, logged": (1, 0),
+    "train_ldm bf16, muon": (2, 0),  # it cannot leave a step out by itself, so losses and gradients are looked at
+    "train_ldm bf16, muon, logged": (3, 0),
 }
 
 FREQUENCY = {**TINY, "sample_size": 16}
@@ -329,6 +331,13 @@ def test_train_ldm(image_folder, vae_folder, tmp_path, precision, cached, expect
     options |= {"mixed_precision": precision, "cache_latents": cached, "random_flip": "true"}
     name = f"train_ldm {precision}{'' if cached == 'true' else ' from images'}"
     expect_steps(expect, name, *run_script(train_ldm, **options))
+    assert (tmp_path / "ldm" / "model_index.json").is_file()
+
+
+def test_train_ldm_with_muon(image_folder, vae_folder, tmp_path, expect):
+    options = {**LDM_OPTIONS, "dataset": image_folder, "output_dir": tmp_path / "ldm", "vae": vae_folder}
+    options |= {"mixed_precision": "bf16", "optimizer": "muon"}
+    expect_steps(expect, "train_ldm bf16, muon", *run_script(train_ldm, **options))
     assert (tmp_path / "ldm" / "model_index.json").is_file()
 
 

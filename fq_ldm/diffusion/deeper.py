@@ -5,7 +5,7 @@ import re
 import torch
 from diffusers import UNet2DModel
 
-UP_RESNETS = re.compile(r"(up_blocks\.\d+\.(?:resnets|attentions)\.)(\d+)(\..+)")
+UP_BLOCK = re.compile(r"(up_blocks\.\d+\.(?:resnets|attentions)\.)(\d+)(\..+)")
 
 
 @torch.no_grad()
@@ -26,14 +26,15 @@ def deepen_(unet: UNet2DModel, trained: UNet2DModel) -> None:
     more = unet.config.layers_per_block - trained.config.layers_per_block
 
     def place(name: str) -> str:
-        found = UP_RESNETS.fullmatch(name)
+        found = UP_BLOCK.fullmatch(name)
         if not found or found[2] == "0":
             return name
         return f"{found[1]}{int(found[2]) + more}{found[3]}"
 
     weights = {place(name): weight for name, weight in trained.state_dict().items()}
-    new = unet.state_dict().keys() - weights.keys()
-    if unexpected := sorted(weights.keys() - unet.state_dict().keys()):
+    names = unet.state_dict().keys()
+    new = names - weights.keys()
+    if unexpected := sorted(weights.keys() - names):
         raise ValueError(f"the shallower UNet has {len(unexpected)} weights too many, {unexpected[0]} among them")
     unet.load_state_dict(weights, strict=False)
     for name, parameter in unet.named_parameters():

@@ -83,14 +83,15 @@ def _common_decoder(model: TokenAutoencoder, source: TokenAutoencoder) -> dict[s
     taken: dict[str, str] = {}
     if not (isinstance(model.decoder, Painter) and isinstance(source.decoder, Painter)):
         return taken
+    ways_out, their_ways_out = model.decoder.ways_out(), source.decoder.ways_out()
     for size, stage in enumerate(model.decoder.stages()):
         names = _names(ours, stage)
         if names != _names(theirs, stage) or any(theirs[name] != ours[name] for name in names):
             break  # a later stage would be given features that it has never seen
         taken |= {name: name for name in names}
-        out, their_out = model.decoder.ways_out().get(size), source.decoder.ways_out().get(size)
-        if out is not None and their_out is not None:
-            taken |= dict(zip(_names(ours, out), _names(theirs, their_out), strict=True))
+        if size in ways_out and size in their_ways_out:
+            pairs = zip(_names(ours, ways_out[size]), _names(theirs, their_ways_out[size]), strict=True)
+            taken |= dict(pairs)
     return taken
 
 

@@ -10,8 +10,8 @@ def make_optimizer(accelerator: Accelerator, config: TrainingConfig, model: torc
     """AdamW, or Muon (Jordan et al. 2024) of timm, whose steps are as long as those of AdamW (Liu et al. 2025).
 
     So one learning rate serves both. Muon orthogonalises the steps of matrices, and of convolutions as matrices with a
-    row for each output channel; biases, norms and what is too narrow for it are trained by AdamW with the same Nesterov
-    momentum.
+    row for each output channel, on a GPU those of each shape together; biases, norms and what is too narrow for it are
+    trained by AdamW with the same Nesterov momentum.
 
     Args:
         accelerator: of the run.
@@ -21,9 +21,14 @@ def make_optimizer(accelerator: Accelerator, config: TrainingConfig, model: torc
     betas = (config.adam_beta1, config.adam_beta2)
     common = dict(lr=config.learning_rate, betas=betas, weight_decay=config.weight_decay)
     if config.optimizer == "muon":
-        from timm.optim import Muon  # seconds to import, which other runs need not wait for
+        # Seconds to import, which other runs need not wait for.
+        from timm.optim import Muon
 
-        return Muon(model.parameters(), nesterov=True, **common)
+        from .muon import BatchedMuon
+
+        # On a CPU the copies of a batch cost more than they save.
+        chosen = BatchedMuon if accelerator.device.type == "cuda" else Muon
+        return chosen(model.parameters(), nesterov=True, **common)
     fused = looks_late(accelerator.device) or None  # such an optimizer can leave a step out by itself
     return torch.optim.AdamW(model.parameters(), fused=fused, **common)
 
