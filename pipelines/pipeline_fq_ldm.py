@@ -148,8 +148,8 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
                 and 1 all noise; the ends cost diversity (Kynkäänniemi et al. 2024).
             image: start from images instead of noise: PIL images, arrays (n, H, W, c) or tensors (n, c, H, W) in
                 [0, 1], one or one for each.
-            strength: how much of the noise they are given, in 0 .. 1, to the nearest step: 1 leaves nothing of them. By
-                default 0.6, and 1 with a mask.
+            strength: how much of the noise they are given, in 0 .. 1, to the nearest step: 1 leaves hardly any of
+                them. By default 0.6, and 1 with a mask.
             mask_image: keep the pixels of `image` where this is 0, or black, and make those anew where it is 1; masks
                 of one channel, given as images are.
             batch_size: what diffusers' unconditional pipelines call `num_images`; give one of the two.

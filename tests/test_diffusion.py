@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import TINY, smooth_images
-from diffusers import DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
 
 from fq_ldm import FQModel
 from fq_ldm.data import load_images
@@ -175,8 +175,16 @@ def test_few_steps_of_a_saved_schedule_keep_the_spread(
 def test_steps_even_in_noise_are_for_sampling_without_noise():
     trained = build_scheduler(LDMConfig(vae="vae", prediction_type="v_prediction", beta_schedule="squaredcos_cap_v2"))
     quiet = fast_scheduler(trained, "dpmsolver++")
-    assert quiet.config.use_exponential_sigmas and fast_scheduler(quiet).config.use_exponential_sigmas
+    for scheduler in (quiet, fast_scheduler(quiet), sampling_scheduler(DDIMScheduler.from_config(quiet.config), 20)):
+        scheduler.set_timesteps(20)
+        assert scheduler.config.use_exponential_sigmas
+        assert scheduler.sigmas[0].item() == pytest.approx(80) and scheduler.sigmas[-2].item() == pytest.approx(0.03)
+        factors = scheduler.sigmas[:-2] / scheduler.sigmas[1:-1]
+        torch.testing.assert_close(factors, factors[:1].expand(19))
     assert not fast_scheduler(quiet, "sde-dpmsolver++").config.use_exponential_sigmas
+    short = build_scheduler(LDMConfig(vae="vae", beta_start=0.001, beta_end=0.006))  # to a noise of 5
+    narrow = fast_scheduler(short, "dpmsolver++")
+    assert narrow.config.sigma_max == pytest.approx(narrow.sigmas.max().item()) and 0.03 < narrow.config.sigma_min < 80
     # They begin at the last timestep, where this UNet's prediction of noise says nothing of the latents.
     unstable = build_scheduler(LDMConfig(vae="vae", prediction_type="epsilon", beta_schedule="squaredcos_cap_v2"))
     assert not fast_scheduler(unstable, "dpmsolver++").config.use_exponential_sigmas

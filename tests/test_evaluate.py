@@ -8,10 +8,11 @@ from urllib.error import URLError
 import pytest
 import torch
 from conftest import smooth_images, untrained_pipeline
-from diffusers import DPMSolverMultistepScheduler
+from diffusers import DDPMScheduler
 
 import evaluate
 from fq_ldm import FQLDMPipeline, FQModel
+from fq_ldm.diffusion import fast_scheduler
 from fq_ldm.evaluation import save_report
 from fq_ldm.options import run_script
 
@@ -172,7 +173,8 @@ def test_a_pipeline_at_a_lower_temperature(pipeline, call, tmp_path):
     assert status == 2 and "temperature: is for a pipeline that was saved with dpm_solver_ode" in errors
     found = {}
     loaded = FQLDMPipeline.from_pretrained(pipeline)
-    loaded.scheduler = DPMSolverMultistepScheduler.from_config(loaded.scheduler.config, use_exponential_sigmas=True)
+    trained = DDPMScheduler.from_config(loaded.scheduler.config, timestep_spacing="trailing")
+    loaded.scheduler = fast_scheduler(trained, "dpmsolver++")
     loaded.save_pretrained(tmp_path / "quiet")
     for temperature in ("1", "0.5"):
         status, _, errors = call(tmp_path / "quiet", *flags[:-1], temperature)
@@ -180,7 +182,12 @@ def test_a_pipeline_at_a_lower_temperature(pipeline, call, tmp_path):
         found[temperature] = read(tmp_path)["metrics"]
     assert found["0.5"]["temperature"] == 0.5 and "temperature" not in found["1"]
     assert found["0.5"]["use_exponential_sigmas"] and found["0.5"]["algorithm_type"] == "dpmsolver++"
+    assert found["0.5"]["sigma_max"] > found["0.5"]["sigma_min"] > 0
     assert found["0.5"]["spectral_distance_db"] != found["1"]["spectral_distance_db"]
+    status, _, errors = call(tmp_path / "quiet", *"--num_samples 6 --num_inference_steps 4 --metrics spectrum".split())
+    assert status == 0, errors
+    thorough = read(tmp_path)["metrics"]
+    assert thorough["scheduler"] == "DDPMScheduler" and not {"algorithm_type", "sigma_max"} & set(thorough)
 
 
 def test_samples_without_a_network(pipeline, call, tmp_path):

@@ -14,7 +14,7 @@ from diffusers import (
 )
 
 from fq_ldm import FQLDMPipeline
-from fq_ldm.diffusion import sampling_scheduler
+from fq_ldm.diffusion import fast_scheduler, sampling_scheduler
 from fq_ldm.pipelines.schedules import TRIED
 
 
@@ -208,6 +208,8 @@ def test_every_scheduler_of_diffusers_works_or_is_refused_by_name(pipeline):
     schedulers.remove(diffusers.SchedulerMixin)
     assert {cls.__name__ for cls in schedulers} > set(TRIED) and len(schedulers) > 40
     trained = pipeline.scheduler
+    limited = fast_scheduler(DDPMScheduler.from_config(trained.config, timestep_spacing="trailing"), "dpmsolver++")
+    assert limited.config.sigma_max == 80
     for cls in schedulers:
         try:
             scheduler = cls.from_config(trained.config)
@@ -218,9 +220,10 @@ def test_every_scheduler_of_diffusers_works_or_is_refused_by_name(pipeline):
         if cls.__name__ in TRIED:
             for options in ({}, {"use_karras_sigmas": True}, {"use_exponential_sigmas": True}):
                 if set(options) <= set(scheduler.config):
-                    pipeline.scheduler = cls.from_config(trained.config, **options)
-                    images = pipeline(2, 8, seeds(0, 1), output_type="pt").images
-                    assert images.isfinite().all() and images[0].sub(images[1]).abs().mean() > 0.01
+                    for config in (trained.config, limited.config):
+                        pipeline.scheduler = cls.from_config(config, **{"use_exponential_sigmas": False, **options})
+                        images = pipeline(2, 8, seeds(0, 1), output_type="pt").images
+                        assert images.isfinite().all() and images[0].sub(images[1]).abs().mean() > 0.01
         else:
             with pytest.raises(ValueError, match=f"{cls.__name__} does not sample these latents well: take one of"):
                 pipeline(2, 3)

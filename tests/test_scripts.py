@@ -176,7 +176,7 @@ def test_ldm_starts_from_a_trained_unet(image_folder, vae, pipeline, tmp_path, c
     assert all(torch.allclose(start[name], end[name], rtol=0, atol=1e-9) for name in start)
     scheduler = FQLDMPipeline.from_pretrained(tmp_path / "out").scheduler
     assert isinstance(scheduler, DPMSolverMultistepScheduler) and scheduler.config.algorithm_type == "dpmsolver++"
-    assert scheduler.config.use_exponential_sigmas
+    assert scheduler.config.use_exponential_sigmas and scheduler.config.sigma_max > 10 * scheduler.config.sigma_min
     assert "20 steps of DPM-Solver++" in (tmp_path / "out" / "README.md").read_text()
     status, _, errors = call(train_ldm.main, start_from=tmp_path, output_dir=tmp_path / "out2", **options)
     assert status == 1 and f"start_from: no UNet can be loaded from {tmp_path}" in errors

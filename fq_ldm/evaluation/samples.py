@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from diffusers import DPMSolverMultistepScheduler
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -36,7 +37,7 @@ def evaluate_pipeline(
     """Measure samples of a pipeline against images; writes `samples.png` and `neighbours.png`.
 
     Args:
-        pipeline: what is measured.
+        pipeline: what is measured; it is given the scheduler for so many steps.
         images: what samples are compared with.
         train_images: where their nearest neighbours are sought, and what the classifier learns from.
         config: how many samples, and the rest.
@@ -54,8 +55,9 @@ def evaluate_pipeline(
     steps = pipeline.scheduler.config.num_train_timesteps
     check(config.num_inference_steps <= steps, "num_inference_steps", config.num_inference_steps, f"is at most {steps}")
     check_classes(pipeline, train_images, config)
+    pipeline.scheduler = sampling_scheduler(pipeline.scheduler, config.num_inference_steps)
     check(
-        config.temperature == 1 or not adds_noise(sampling_scheduler(pipeline.scheduler, config.num_inference_steps)),
+        config.temperature == 1 or not adds_noise(pipeline.scheduler),
         "temperature", config.temperature, "is for a pipeline that was saved with dpm_solver_ode, in fewer steps than "
         "those of the training: noise in each step makes that of the start forgotten",
     )  # fmt: skip
@@ -102,10 +104,13 @@ def evaluate_pipeline(
 
 def _sampling(pipeline: FQLDMPipeline, config: EvaluationConfig) -> dict:
     """How the samples were made, for the report."""
-    made = {"scheduler": type(pipeline.scheduler).__name__, "num_inference_steps": config.num_inference_steps}
-    for option in ("algorithm_type", "use_exponential_sigmas"):  # noise in steps, and their spacing, change every score
-        if pipeline.scheduler.config.get(option):
-            made[option] = pipeline.scheduler.config[option]
+    scheduler = pipeline.scheduler
+    made = {"scheduler": type(scheduler).__name__, "num_inference_steps": config.num_inference_steps}
+    if isinstance(scheduler, DPMSolverMultistepScheduler):  # DDPM keeps these for others, and does not use them
+        names = ["algorithm_type"]  # noise in steps, and their spacing, change every score
+        if scheduler.config.use_exponential_sigmas:
+            names += ["use_exponential_sigmas", "sigma_max", "sigma_min"]
+        made |= {name: scheduler.config[name] for name in names if name in scheduler.config}
     if config.temperature != 1:
         made["temperature"] = config.temperature
     if pipeline.num_classes:
@@ -172,7 +177,6 @@ def generate(pipeline: FQLDMPipeline, config: EvaluationConfig, classes: torch.T
 
     Each sample has a seed of its own: none depends on the batch size or the number of processes.
     """
-    pipeline.scheduler = sampling_scheduler(pipeline.scheduler, config.num_inference_steps)
     pipeline.set_progress_bar_config(disable=True)
     seeds = torch.randint(2**62, (config.num_samples,), generator=torch.Generator().manual_seed(config.seed))
     options = {"temperature": config.temperature}
