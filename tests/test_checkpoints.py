@@ -27,7 +27,7 @@ def pipeline(folder):
 
 
 def test_they_are_small():
-    assert sum(path.stat().st_size for path in ROOT.rglob("*") if path.is_file()) < 60e6
+    assert sum(path.stat().st_size for path in ROOT.rglob("*") if path.is_file()) < 64e6
 
 
 def test_it_is_complete(folder):

@@ -1,15 +1,35 @@
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import yaml
 
-from fq_ldm.options import VAE_CONFIGS, DataConfig, LDMConfig, TrainingConfig, UserError, VAEConfig, parse_config
+from fq_ldm.diffusion import build_unet
+from fq_ldm.options import (
+    LDM_CONFIGS,
+    VAE_CONFIGS,
+    DataConfig,
+    LDMConfig,
+    TrainingConfig,
+    UserError,
+    VAEConfig,
+    parse_config,
+)
 from reproduction.runs import codec_file
 
 CONFIG_ROOT = Path(__file__).parent.parent / "configs"
 CONFIGS = sorted(path for name in ("vae", "codec", "ldm") for path in CONFIG_ROOT.glob(f"*/{name}.yaml"))
 LAUNCHES = set(CONFIG_ROOT.glob("accelerate/*.yaml"))  # of accelerate, not of models
-METHODS = sorted(set(CONFIG_ROOT.glob("*/*.yaml")) - set(CONFIGS) - LAUNCHES - set(CONFIG_ROOT.glob("division/*.yaml")))
+ON_TOP = {path for name in ("division", "gpu") for path in CONFIG_ROOT.glob(f"{name}/*.yaml")}  # of a configuration
+METHODS = sorted(set(CONFIG_ROOT.glob("*/*.yaml")) - set(CONFIGS) - LAUNCHES - ON_TOP)
+
+
+@pytest.mark.parametrize("path", sorted(ON_TOP))
+def test_what_goes_on_top_of_a_configuration_fits_it(path):
+    base = CONFIG_ROOT / "celeba64_small" / "ldm.yaml"
+    _, ldm, config = parse_config(["--config", str(base), str(path), "--vae", "vae"], *LDM_CONFIGS)
+    assert build_unet(ldm, (3, 16, 16)).config.block_out_channels == tuple(ldm.unet_block_out_channels)
+    assert {**asdict(ldm), **asdict(config)}.items() >= yaml.safe_load(path.read_text()).items()
 
 
 def write(tmp_path, **values):
