@@ -4,9 +4,9 @@ from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
 
 from ..options import LDMConfig
 
-# Where steps even in noise begin and end, in standard deviations of the latents. At 80, which is where Karras et al.
-# 2022 begin too, their lowest frequencies, ten times as strong as the mean of all, are an eighth of the noise; at 0.03
-# noise is nowhere to be seen.
+# Where steps even in noise begin and end, in standard deviations of the latents. At 80 (as in Karras et al. 2022) the
+# lowest frequencies of the latents, ten times as strong as the mean of all, are an eighth of the noise; at 0.03 noise
+# is nowhere to be seen. A UNet that was trained by `logit_normal` has hardly met the timesteps beyond, and errs there.
 NOISE_LIMITS = (80.0, 0.03)
 
 
@@ -42,9 +42,8 @@ def fast_scheduler(scheduler: SchedulerMixin, algorithm_type: str | None = None)
         algorithm_type: by default that of `scheduler` or, if it has none, "sde-dpmsolver++": noise added in each step,
             as in DDPM, takes earlier errors away. A UNet that makes few has more of "dpmsolver++", without, in steps
             that each divide the noise by the same factor (`use_exponential_sigmas`), inside `NOISE_LIMITS`: steps of as
-            many timesteps each leave too much of the noise to the last ones, and samples too much alike, and half of
-            the steps over all that the cosine schedule has, from 20,000 to 0.006, do nothing. Without `algorithm_type`
-            the steps stay as `scheduler` has them too.
+            many timesteps each leave too much of the noise to the last ones, and samples too much alike. Without
+            `algorithm_type` the steps stay as `scheduler` has them too.
     """
     if algorithm_type is None:
         kind = scheduler.config.get("algorithm_type", "sde-dpmsolver++")
