@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import DDIMScheduler
+from diffusers.image_processor import VaeImageProcessor
 from PIL import Image, ImageOps
 
 from fq_ldm import FQLDMPipeline
@@ -179,7 +180,7 @@ class Looks:
         return self.vae.decode(self.vae.quantize.join(tokens), force_not_quantize=True).sample.clamp(-1, 1)
 
     def _decode(self, latents: torch.Tensor) -> list[Image.Image]:
-        images = self.pipeline.decode(latents).cpu().permute(0, 2, 3, 1).numpy()
+        images = VaeImageProcessor.pt_to_numpy(self.pipeline.decode(latents))
         return [enlarge(picture) for picture in self.pipeline.numpy_to_pil(images)]
 
 

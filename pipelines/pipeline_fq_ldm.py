@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin, UNet2DModel
+from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
@@ -238,7 +239,7 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
             images = known.keep_pixels(images)
         if output_type == "pt":
             return images
-        images = images.cpu().permute(0, 2, 3, 1).numpy()
+        images = VaeImageProcessor.pt_to_numpy(images)
         return self.numpy_to_pil(images) if output_type == "pil" else images
 
     @torch.no_grad()

@@ -66,6 +66,10 @@ MODELS = {
     **MODELS,
 }
 PACKAGED = ("ema", "residual")  # how often these wait is a matter of the package and of the entries that it revives
+PAINTING = dict(
+    painter_block_out_channels=[4, 8], latent_noise=0.1, adversarial_weight=0.1, adversarial_start=0.1,
+    discriminator_block_out_channels=[4, 8], gradient_penalty_weight=0.1, decoder_ema_decay=0.9,
+)  # fmt: skip
 STEPS = 5
 LOGGED_STEP = 3
 
@@ -317,10 +321,7 @@ def test_train_vae(image_folder, tmp_path, precision, expect):
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_train_vae_against_a_discriminator(image_folder, tmp_path, precision, expect):
     options = {**VAE_OPTIONS, "dataset": image_folder, "output_dir": tmp_path / "vae", "mixed_precision": precision}
-    options |= dict(
-        painter_block_out_channels=[4, 8], latent_noise=0.1, adversarial_weight=0.1, adversarial_start=0.1,
-        discriminator_block_out_channels=[4, 8], gradient_penalty_weight=0.1, decoder_ema_decay=0.9,
-    )  # fmt: skip
+    options |= PAINTING
     expect_steps(expect, f"train_vae, painting, {precision}", *run_script(train_vae, **options, random_flip="true"))
     assert (tmp_path / "vae" / "metrics.json").is_file()
 

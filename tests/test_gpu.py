@@ -10,7 +10,8 @@ import pytest
 import torch
 from conftest import TINY, smooth_images
 from diffusers import DDPMScheduler, UNet2DModel
-from test_device import initialised
+from test_device import PAINTING, initialised
+from test_optimizer import trained
 from test_scripts import LDM_OPTIONS, VAE_OPTIONS, call  # noqa: F401  (a fixture)
 from timm.optim import Muon
 
@@ -23,10 +24,6 @@ from fq_ldm.training.muon import BatchedMuon
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
 MODELS = ["bank", "interleaved", "paper", "vq", "cvq_closest", "transformer", "sq", "fsq", "simvq"]
-PAINTING = dict(
-    painter_block_out_channels=[4, 8], latent_noise=0.1, adversarial_weight=0.1, adversarial_start=0.1,
-    discriminator_block_out_channels=[4, 8], gradient_penalty_weight=0.1, decoder_ema_decay=0.9,
-)  # fmt: skip
 
 
 @pytest.fixture
@@ -110,20 +107,8 @@ def test_a_step_of_diffusion_does_not_wait():
 
 
 def test_muon_moves_weights_as_on_the_cpu():
-    moved = []
-    for device, kind in (("cpu", Muon), ("cuda", BatchedMuon)):
-        torch.manual_seed(0)
-        layers = [torch.nn.Conv2d(16, 16, 3).to(device) for _ in range(3)]
-        weights = [weight for layer in layers for weight in layer.parameters()]
-        optimizer = kind(weights, lr=1e-2, nesterov=True)
-        start = [weight.detach().clone() for weight in weights]
-        for step in range(3):
-            generator = torch.Generator().manual_seed(step)
-            for weight in weights:
-                weight.grad = torch.randn(weight.shape, generator=generator).to(device)
-            optimizer.step()
-        moved.append([(weight.detach() - value).cpu() / 1e-2 for weight, value in zip(weights, start, strict=True)])
-    torch.testing.assert_close(moved[1], moved[0], rtol=0, atol=0.05)
+    (*_, expected), (*_, found) = trained(Muon), trained(BatchedMuon, device="cuda")
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.05)
 
 
 def small_unet():

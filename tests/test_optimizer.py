@@ -43,12 +43,12 @@ def test_a_narrow_matrix_is_left_to_adamw():
     assert torch.allclose(change["weight"].abs(), torch.full((2, 256), NADAMW), atol=1e-2)
 
 
-def trained(optimizer_class, steps=range(4), start=None):
+def trained(optimizer_class, steps=range(4), start=None, device="cpu"):
     """How far weights have moved, in learning rates, and the optimizer's state."""
     torch.manual_seed(0)
     shapes = [(8, 8, 3, 3), (8, 8, 3, 3), (8, 72), (12, 8), (8,), (8, 8, 1, 1), (8, 8)]
     first = [torch.randn(shape) for shape in shapes]
-    weights = [torch.nn.Parameter(value.clone()) for value in (first if start is None else start[0])]
+    weights = [torch.nn.Parameter(value.clone().to(device)) for value in (first if start is None else start[0])]
     groups = [{"params": weights[:1], "lr": 2 * RATE}, {"params": weights[1:]}]
     optimizer = optimizer_class(groups, lr=RATE, weight_decay=5, nesterov=True)
     if start is not None:
@@ -56,13 +56,13 @@ def trained(optimizer_class, steps=range(4), start=None):
     for step in steps:
         generator = torch.Generator().manual_seed(step)
         for weight in weights:
-            weight.grad = torch.randn(weight.shape, generator=generator)
+            weight.grad = torch.randn(weight.shape, generator=generator).to(device)
         weights[-1].grad = None  # always
         weights[1].grad = None if step == 2 else weights[1].grad
         before = [weight.grad for weight in weights]
         optimizer.step()
         assert all(weight.grad is gradient for weight, gradient in zip(weights, before, strict=True))
-    moved = [(weight.detach() - value) / RATE for weight, value in zip(weights, first, strict=True)]
+    moved = [(weight.detach().cpu() - value) / RATE for weight, value in zip(weights, first, strict=True)]
     return weights, optimizer.state_dict(), moved
 
 

@@ -33,12 +33,13 @@ class BatchedMuon(Muon):
         loss = None if closure is None else torch.enable_grad()(closure)()
         taken = []
         for group in self.param_groups:
+            options = {name: group[name] for name in OPTIONS}
             shapes = defaultdict(list)
             for weight in group["params"]:
                 if weight.grad is not None and "momentum_buffer" in self.state[weight]:
                     shapes[weight.shape].append(weight)
             for weights in shapes.values():
-                self._move_(weights, {name: group[name] for name in OPTIONS})
+                self._move_(weights, options)
                 taken += [(weight, weight.grad) for weight in weights]
         for weight, _ in taken:
             weight.grad = None  # so timm passes over it
