@@ -82,6 +82,24 @@ def test_a_painter_sees_the_crop_with_the_amplitudes_of_an_image():
     torch.testing.assert_close(painter(latents), painter(low), rtol=1e-4, atol=1e-5)
 
 
+def test_a_crop_that_is_no_half_of_the_image_is_held_by_the_next_larger_size():
+    model = FQModel(**{**PAINTING, "spectral_crop": 6, "num_tokens": 18, "painter_block_out_channels": (4, 8)})
+    assert model.decoder.first_size == (8, 8)
+    latents = model.encode(smooth_images(2, 3, 16, 16)).latents
+    low = spectral_resize(spectral_resize(latents, (6, 6)), (16, 16))
+    small = model.decoder._small(low)
+    torch.testing.assert_close(spectral_resize(small, (16, 16)) * 2, low, rtol=1e-4, atol=1e-5)
+
+
+def test_painters_that_begin_at_other_sizes_share_no_weights():
+    """Of the same crop 6: from 8x8 to 16x16, and from 6x6 to 24x24 by stages of the same widths."""
+    common = {**PAINTING, "spectral_crop": 6, "num_tokens": 18}
+    small = FQModel(**common | {"painter_block_out_channels": (4, 8), "painter_layers_per_block": (1, 2)})
+    small.initialize_(smooth_images(64, 3, 16, 16))
+    larger = {"painter_block_out_channels": (4, 4, 8), "painter_layers_per_block": (1, 1, 2), "sample_size": 24}
+    assert take_tokens_(FQModel(**common | larger), small) == []
+
+
 @torch.no_grad()
 def test_latent_noise_is_that_of_the_standardised_latents(painting):
     """With tokens for every coefficient of the crop, noise on the tokens is noise on the diffusion latents."""
@@ -119,7 +137,8 @@ def test_it_is_saved_and_loaded(painting, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(painter_block_out_channels=(8, 8)), r"\[8, 8\] grow the spectral crop \(4, 4\) 2 times.*\(16, 16\)"),
+        (dict(painter_block_out_channels=(8, 8)), r"\[8, 8\]: .* give 3 numbers, for 16x16, 8x8, 4x4"),
+        (dict(painter_block_out_channels=(4, 4, 4, 4)), r"crop \(4, 4\) to the sample_size \(16, 16\); give 3"),
         (dict(painter_layers_per_block=(1, 2)), r"painter_layers_per_block \[1, 2\] must have one number for each"),
         (dict(painter_upsampling="nearest"), "must be shuffle or bilinear or bilinear_last, not nearest"),
         (dict(painter_outputs=4), "painter_outputs must lie in 1 .. 3, the sizes, not 4"),

@@ -180,7 +180,7 @@ def test_a_unet_is_trained_beside_the_decoder(train, call, image_folder, tmp_pat
         (dict(adversarial_weight=-1), "adversarial_weight: must not be negative, not -1.0"),
         (dict(freeze_taken=True), "freeze_taken: keeps what start_from gives: give that too, not True"),
         (dict(start_from="nowhere"), "start_from: no FQ-VAE can be loaded from nowhere"),
-        (dict(painter_block_out_channels=[4, 8, 8]), "grow the spectral crop"),
+        (dict(painter_block_out_channels=[4, 8, 8]), "smallest size that holds the spectral crop"),
         (dict(adversarial_weight=1, discriminator_block_out_channels=[4, 4, 4, 4, 4]),
          "discriminator_block_out_channels: halve the image each: images of (16, 16) allow 4, not 5 numbers"),
         (dict(latent_noise=0.1, compile=True), "compile: does not go with a decoder that is trained to paint"),

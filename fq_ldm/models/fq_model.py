@@ -45,8 +45,8 @@ class FQModel(TokenAutoencoder):
             (CVQ-VAE's other two), or "none": no re-initialisation.
         dependency: let correlated entries move more (equations 9 and 10).
         graph_module: refine quantized tokens by equation 12.
-        painter_block_out_channels: a `Painter` of these channels decodes, the image's size first and the spectral
-            crop's last; None for the trunk's decoder.
+        painter_block_out_channels: a `Painter` of these channels decodes, the image's size first and last the smallest,
+            which holds the spectral crop; None for the trunk's decoder.
         painter_layers_per_block: its residual blocks at each size; 1 at the image's, doubled at each smaller size by
             default.
         painter_upsampling: how it grows, "shuffle", "bilinear" or "bilinear_last": see `Painter`.

@@ -1,4 +1,4 @@
-"""A decoder that works at the size of the spectral crop first, and grows from there to the image."""
+"""A decoder that works near the size of the spectral crop first, and grows from there to the image."""
 
 import math
 
@@ -16,9 +16,9 @@ Generators = torch.Generator | list[torch.Generator] | None
 class Painter(nn.Module):
     """Low-frequency latents -> what the image has beside their linear decoding.
 
-    The latents hold only low frequencies, so most of the work is done on few pixels: residual blocks at the size of
-    the crop, then it grows, with fewer channels and blocks at each doubled size. What the latents do not say (hair,
-    grain) has to come from somewhere: at each size one channel of noise goes in with the features.
+    The latents hold only low frequencies, so most of the work is done on few pixels: residual blocks at a size that
+    holds the crop, then it grows, with fewer channels and blocks at each doubled size. What the latents do not say
+    (hair, grain) has to come from somewhere: at each size one channel of noise goes in with the features.
 
     The image's size has a way out, and so may the sizes before it: then what was painted smaller is enlarged by its
     spectrum, and all is added up. So a painter of larger images can start as a good one of smaller images, enlarged.
@@ -27,8 +27,8 @@ class Painter(nn.Module):
         latent_channels: D.
         out_channels: c.
         crop: (h', w'), of the latents.
-        size: (H, W), of the images: h' and w' times 2^(n-1) for n sizes.
-        block_out_channels: of each size, the image's first and the crop's last.
+        size: (H, W), of the images. Halved as often as it still holds the crop, it is the first size.
+        block_out_channels: of each size, the image's first and the first size's last.
         layers_per_block: residual blocks at each size, in the same order.
         upsampling: "shuffle" gives each of the four new pixels weights of its own (sub-pixel convolution, Shi et al.
             2016), which may leave a lattice where little is known; "bilinear" smooths before it convolves;
@@ -55,11 +55,14 @@ class Painter(nn.Module):
         norm_num_groups: int = 8,
     ):
         super().__init__()
-        growth = 2 ** (len(block_out_channels) - 1)
-        if (crop[0] * growth, crop[1] * growth) != tuple(size):
+        sizes = [tuple(size)]
+        while all(side % 2 == 0 and side // 2 >= low for side, low in zip(sizes[-1], crop, strict=True)):
+            sizes.append((sizes[-1][0] // 2, sizes[-1][1] // 2))
+        if len(block_out_channels) != len(sizes):
             raise ValueError(
-                f"painter_block_out_channels {list(block_out_channels)} grow the spectral crop {tuple(crop)} "
-                f"{growth} times, which is not the sample_size {tuple(size)}: give as many numbers as there are sizes"
+                f"painter_block_out_channels {list(block_out_channels)}: a painter doubles from the smallest size that "
+                f"holds the spectral crop {tuple(crop)} to the sample_size {tuple(size)}; give {len(sizes)} numbers, "
+                f"for {', '.join(f'{height}x{width}' for height, width in sizes)}"
             )
         if len(layers_per_block) != len(block_out_channels):
             raise ValueError(
@@ -70,7 +73,7 @@ class Painter(nn.Module):
             raise ValueError(f"painter_upsampling must be {' or '.join(UPSAMPLINGS)}, not {upsampling}")
         if not 1 <= outputs <= len(block_out_channels):
             raise ValueError(f"painter_outputs must lie in 1 .. {len(block_out_channels)}, the sizes, not {outputs}")
-        self.crop = tuple(crop)
+        self.first_size = sizes[-1]
         last = len(block_out_channels) - 2
         self.shuffled = [upsampling == "shuffle" or (upsampling != "bilinear" and i < last) for i in range(last + 1)]
         common = dict(temb_channels=None, groups=norm_num_groups, non_linearity=act_fn, eps=1e-6)
@@ -101,12 +104,12 @@ class Painter(nn.Module):
             nn.init.zeros_(way["conv_out"].bias)
 
     def stages(self) -> list[tuple[str, ...]]:
-        """How names of the weights of each size begin, the crop's first; without the ways out."""
+        """How names of the weights of each size begin, the smallest first; without the ways out."""
         larger = [(f"growing.{i}.", f"sizes.{i + 1}.") for i in range(len(self.growing))]
         return [("conv_in.", "sizes.0."), *larger]
 
     def ways_out(self) -> dict[int, tuple[str, str]]:
-        """The sizes that have a way out, the crop's being 0, with the names of its two modules."""
+        """The sizes that have a way out, the smallest being 0, with the names of its two modules."""
         last, count = len(self.growing), len(self.smaller_out)
         before = {last - count + i: f"smaller_out.{i}." for i in range(count)} | {last: ""}
         return {size: (f"{start}norm_out", f"{start}conv_out") for size, start in before.items()}
@@ -132,10 +135,10 @@ class Painter(nn.Module):
         return image
 
     def _small(self, latents: torch.Tensor) -> torch.Tensor:
-        """The latents at the size of the crop, with the amplitudes of an image and not of its norm."""
-        ratio = math.sqrt(math.prod(self.crop) / math.prod(latents.shape[-2:]))
+        """The latents at the first size, with the amplitudes of an image and not of its norm."""
+        ratio = math.sqrt(math.prod(self.first_size) / math.prod(latents.shape[-2:]))
         with torch.autocast(latents.device.type, enabled=False):
-            small = spectral_resize(latents.float(), self.crop) * ratio
+            small = spectral_resize(latents.float(), self.first_size) * ratio
         return small.to(self.conv_in.weight.dtype)
 
 

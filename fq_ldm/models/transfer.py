@@ -39,7 +39,7 @@ def take_tokens_(model: TokenAutoencoder, source: TokenAutoencoder) -> list[str]
 
     Returns:
         The names of the decoder's weights that were taken too: all if it has the same shape, those of the sizes in
-        common if both are painters, and none else.
+        common if both are painters that begin at the same one, and none else.
 
     Raises:
         ValueError: if the model's options make other tokens, or tokens that are bound to their image size.
@@ -72,16 +72,20 @@ def take_tokens_(model: TokenAutoencoder, source: TokenAutoencoder) -> list[str]
 def _common_decoder(model: TokenAutoencoder, source: TokenAutoencoder) -> dict[str, str]:
     """The weights that two decoders share, by their names in both.
 
-    All of one architecture, or of painters those of the sizes in common, with the ways out that both have there.
+    All of one architecture, or of painters with the same first size those of the sizes in common, with the ways out
+    that both have there.
     """
     ours, theirs = (
         {f"decoder.{name}": value.shape for name, value in decoder.state_dict().items()}
         for decoder in (model.decoder, source.decoder)
     )
+    painters = [isinstance(decoder, Painter) for decoder in (model.decoder, source.decoder)]
+    if all(painters) and model.decoder.first_size != source.decoder.first_size:
+        return {}  # their stages see the same latents at different sizes
     if ours == theirs:
         return {name: name for name in ours}
     taken: dict[str, str] = {}
-    if not (isinstance(model.decoder, Painter) and isinstance(source.decoder, Painter)):
+    if not all(painters):
         return taken
     ways_out, their_ways_out = model.decoder.ways_out(), source.decoder.ways_out()
     for size, stage in enumerate(model.decoder.stages()):

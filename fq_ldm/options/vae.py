@@ -47,7 +47,9 @@ class VAEConfig:
     temperature_decay: float = option(1e-5, "per step, of the Gumbel softmax of sq and hqa")
     graph_module: bool = option(True, "refine quantized tokens by equation 12")
     painter_block_out_channels: list[int] | None = option(
-        None, "channels of a decoder that grows from the spectral crop (its last) to the image (its first)"
+        None,
+        "channels of a decoder that doubles from a size that holds the spectral crop (its last) to that of the image "
+        "(its first)",
     )
     painter_layers_per_block: list[int] | None = option(
         None, "residual blocks of that decoder at each size; by default 1, 2, 4 and so on"
