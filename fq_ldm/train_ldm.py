@@ -17,9 +17,10 @@ from .diffusion import (
     start_from_,
 )
 from .diffusion.latent_cache import cache_latents
-from .options import LDM_CONFIGS, parse_config, resolved, run_script
+from .options import LDM_CONFIGS, check, parse_config, resolved, run_script
 from .training.ldm import draw_samples, finish, make_loss, make_pipeline, sample
 from .training.loop import train
+from .training.own_samples import check_own_samples, make_own_samples
 from .training.setup import make_accelerator, make_loader, start_run
 from .training.sharding import whole_unet
 
@@ -29,6 +30,7 @@ def main(argv: list[str]) -> None:
     options = resolved(data, ldm, config)
     vae = open_vae(ldm.vae, subfolder=ldm.vae_subfolder, revision=ldm.vae_revision)
     check_vae(vae, ldm.vae, data)
+    check_own_samples(ldm)
     choose_view(vae, ldm)
     unet = build_unet(ldm, vae.diffusion_latent_shape)
     start_run(config, options)
@@ -41,6 +43,8 @@ def main(argv: list[str]) -> None:
     train_images, validation_images = load_images(data, folder / BAD_IMAGES_FILE)
     classes = train_images.class_names
     if classes:
+        check(not ldm.own_samples, "own_samples", ldm.own_samples, "are of no class, and these images have some: put "
+              "configs/classes/none.yaml behind, with a start_from that was trained so")  # fmt: skip
         _ = validation_images.labels  # one that is missing is told before the training
         accelerator.print(f"{len(classes)} classes by {data.label_column}: {', '.join(classes)}")
     unet = build_unet(ldm, vae.diffusion_latent_shape, len(classes))  # again, now that the seed is set
@@ -57,7 +61,11 @@ def main(argv: list[str]) -> None:
         train_data = train_images
     if classes:
         train_data = StackDataset(train_data, train_images.labels)
-    compute_loss = make_loss(vae, scheduler, ldm, data.random_flip, len(classes))
+    own = None
+    if ldm.own_samples:
+        pipeline = make_pipeline(vae, unet, scheduler, ldm, train_images)
+        own = make_own_samples(accelerator, folder, pipeline, ldm, config.seed)
+    compute_loss = make_loss(vae, scheduler, ldm, data.random_flip, len(classes), own)
 
     def preview(step):
         averaged = whole_unet(unet, ema)

@@ -20,7 +20,7 @@ from reproduction.runs import codec_file
 CONFIG_ROOT = Path(__file__).parent.parent / "configs"
 CONFIGS = sorted(path for name in ("vae", "codec", "ldm") for path in CONFIG_ROOT.glob(f"*/{name}.yaml"))
 LAUNCHES = set(CONFIG_ROOT.glob("accelerate/*.yaml"))  # of accelerate, not of models
-ON_TOP = {path for name in ("division", "gpu") for path in CONFIG_ROOT.glob(f"{name}/*.yaml")}  # of a configuration
+ON_TOP = {path for name in ("division", "further", "gpu") for path in CONFIG_ROOT.glob(f"{name}/*.yaml")}  # of one
 METHODS = sorted(set(CONFIG_ROOT.glob("*/*.yaml")) - set(CONFIGS) - LAUNCHES - ON_TOP)
 
 

@@ -117,7 +117,7 @@ def test_a_damaged_shard_is_named(cache, tmp_path):
     cache()
     path = tmp_path / "latents" / "00002.safetensors"
     path.write_bytes(path.read_bytes()[:20])
-    with pytest.raises(DataError, match="00002.safetensors: is damaged .*delete it, to encode its images again"):
+    with pytest.raises(DataError, match="00002.safetensors: is damaged .*delete it, and it is made again"):
         cache()
 
 

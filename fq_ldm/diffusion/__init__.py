@@ -1,8 +1,8 @@
 """Diffusion on an FQ-VAE's latents, as training, evaluation, examples and benchmarks share it."""
 
 from .latents import check_vae, choose_view, encode_images, latents_of_tokens, measure_view_, open_vae
-from .loss import diffusion_loss, held_out_loss, hide_labels
-from .schedule import build_scheduler, fast_scheduler, sampling_scheduler
+from .loss import diffusion_loss, discriminative_loss, held_out_loss, hide_labels
+from .schedule import build_scheduler, fast_scheduler, sampling_scheduler, saved_scheduler
 from .unet import build_unet, start_from_
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "check_vae",
     "choose_view",
     "diffusion_loss",
+    "discriminative_loss",
     "encode_images",
     "fast_scheduler",
     "held_out_loss",
@@ -19,5 +20,6 @@ __all__ = [
     "measure_view_",
     "open_vae",
     "sampling_scheduler",
+    "saved_scheduler",
     "start_from_",
 ]

@@ -71,11 +71,11 @@ def cache_latents(
     folder.mkdir(exist_ok=True)
     key = fingerprint(vae, images, target, flip)
     shards = shard_paths(folder, len(images))
-    missing = [shard for shard in my_share(shards) if not _is_current(shard[0], key)]
+    missing = [shard for shard in my_share(shards) if not is_current(shard[0], key)]
     for path, part in tqdm(missing, desc="encoding images", disable=not (missing and processes().is_main_process)):
         write_shard(path, _encode(vae, Subset(images, part), target, flip), key)
     wait()
-    return CachedLatents([_open(path).get_tensor("items") for path, _ in shards])
+    return CachedLatents([open_shard(path).get_tensor("items") for path, _ in shards])
 
 
 def shard_paths(folder: Path, count: int) -> list[tuple[Path, range]]:
@@ -102,7 +102,7 @@ def token_type(num_vq_embeddings: int) -> torch.dtype:
 
 
 def write_shard(path: Path, items: torch.Tensor, key: str) -> None:
-    """Keep encoded images (n, V, ...) under the fingerprint of what they were encoded with.
+    """Keep encoded images (n, V, ...), or samples, under the fingerprint of what they were made with.
 
     Raises:
         DataError: if they cannot be written.
@@ -111,18 +111,24 @@ def write_shard(path: Path, items: torch.Tensor, key: str) -> None:
         with replacing(path) as file:
             save_file({"items": items}, file, metadata={"key": key})
     except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: cannot be written ({error}): make room, or set cache_latents to false") from error
+        raise DataError(f"{path}: cannot be written ({error}): make room there") from error
 
 
-def _open(path: Path):
+def open_shard(path: Path):
+    """A shard's file, mapped.
+
+    Raises:
+        DataError: if it is damaged.
+    """
     try:
         return safe_open(path, framework="pt")
     except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: is damaged ({error}); delete it, to encode its images again") from error
+        raise DataError(f"{path}: is damaged ({error}); delete it, and it is made again") from error
 
 
-def _is_current(path: Path, key: str) -> bool:
-    return path.is_file() and (_open(path).metadata() or {}).get("key") == key
+def is_current(path: Path, key: str) -> bool:
+    """Whether a shard is there, and was written under this fingerprint."""
+    return path.is_file() and (open_shard(path).metadata() or {}).get("key") == key
 
 
 def fingerprint(vae: TokenAutoencoder, images: ImageDataset, target: str, flip: bool) -> str:

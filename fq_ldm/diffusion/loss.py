@@ -1,5 +1,8 @@
 """The loss of the diffusion model."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DModel
@@ -58,15 +61,64 @@ def diffusion_loss(
     steps = scheduler.config.num_train_timesteps
     timesteps = draw_timesteps(len(latents), steps, latents.device, generator, timestep_sampling)
     condition = {} if class_labels is None else {"class_labels": class_labels}
-    prediction = model(scheduler.add_noise(latents, noise, timesteps), timesteps, **condition).sample
-    predicts_noise = scheduler.config.prediction_type == "epsilon"
-    target = noise if predicts_noise else scheduler.get_velocity(latents, noise, timesteps)
-    errors = F.mse_loss(prediction.float(), target, reduction="none").mean((1, 2, 3))
+    errors = _errors(partial(model, **condition), scheduler, latents, noise, timesteps)
     if snr_gamma is not None:
         snr = compute_snr(scheduler, timesteps)
         # An error of the noise is one of the latents times the SNR, an error of the velocity times SNR + 1.
+        predicts_noise = scheduler.config.prediction_type == "epsilon"
         errors = errors * snr.clamp(max=snr_gamma) / (snr if predicts_noise else snr + 1)
     return errors.mean()
+
+
+def discriminative_loss(
+    model: torch.nn.Module,
+    reference: Callable,
+    scheduler: DDPMScheduler,
+    latents: torch.Tensor,
+    samples: torch.Tensor,
+    generator: torch.Generator,
+    beta: float,
+    timestep_sampling: str = "uniform",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """How badly a model tells latents from samples of what it was: direct discriminative optimisation.
+
+    By how much its squared error is smaller than that of the reference says how much likelier it finds something. As a
+    logit of "is real", this makes a discriminator of the model, with no other network (Zheng et al. 2025, direct
+    discriminative optimization). Where samples lie too close or images too thin, the model moves away or towards them:
+    what it does wrong by itself is seen, where denoising alone sees images only.
+
+    Args:
+        model: as in `diffusion_loss`.
+        reference: the model as it was, without gradients.
+        scheduler: of the noise.
+        latents: of images (B, C, H, W), without noise.
+        samples: of the reference, of the same shape.
+        generator: of noise and timesteps.
+        beta: times the difference of the errors, summed over the latents, is the logit. The smaller, the further the
+            model goes from the reference.
+        timestep_sampling: as in `draw_timesteps`.
+
+    Returns:
+        the loss, 2 log 2 at first, and the share of the pairs in which the image has the larger logit, 0.5 at first.
+    """
+    steps = scheduler.config.num_train_timesteps
+    timesteps = draw_timesteps(len(latents), steps, latents.device, generator, timestep_sampling).repeat(2)
+    both = torch.cat([latents, samples])
+    noise = torch.randn(both.shape, device=both.device, generator=generator)
+    before, now = (_errors(each, scheduler, both, noise, timesteps) for each in (reference, model))
+    real, own = (beta * latents[0].numel() * (before - now)).chunk(2)
+    told_apart = ((real > own).float() + (real >= own).float()).mean() / 2  # of equal logits one half
+    return -(F.logsigmoid(real) + F.logsigmoid(-own)).mean(), told_apart
+
+
+def _errors(
+    model: Callable, scheduler: DDPMScheduler, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+) -> torch.Tensor:
+    """Mean squared error of the prediction for each of the latents: (B,), float32."""
+    prediction = model(scheduler.add_noise(latents, noise, timesteps), timesteps).sample
+    predicts_noise = scheduler.config.prediction_type == "epsilon"
+    target = noise if predicts_noise else scheduler.get_velocity(latents, noise, timesteps)
+    return F.mse_loss(prediction.float(), target, reduction="none").mean((1, 2, 3))
 
 
 def hide_labels(labels: torch.Tensor, share: float, no_class: int, generator: torch.Generator) -> torch.Tensor:

@@ -34,6 +34,13 @@ def sampling_scheduler(scheduler: SchedulerMixin, steps: int) -> SchedulerMixin:
     return fast_scheduler(scheduler)
 
 
+def saved_scheduler(scheduler: SchedulerMixin, ldm: LDMConfig, fast: bool = False) -> SchedulerMixin:
+    """The scheduler that a pipeline is saved with, or if that is DDPM and should be `fast`, what stands for it."""
+    if ldm.save_scheduler == "ddpm":
+        return fast_scheduler(scheduler) if fast else scheduler
+    return fast_scheduler(scheduler, "dpmsolver++" if ldm.save_scheduler == "dpm_solver_ode" else "sde-dpmsolver++")
+
+
 def fast_scheduler(scheduler: SchedulerMixin, algorithm_type: str | None = None) -> DPMSolverMultistepScheduler:
     """DPM-Solver++ for 20 to 50 steps (Lu et al. 2022), with the options of one that was saved with a pipeline.
 

@@ -14,7 +14,7 @@ FREE_OPTIONS = {
 # What runs did that were begun before there was the option.
 BEFORE = {
     "optimizer": "adamw", "painter_outputs": 1, "painter_equalizer": False, "freeze_taken": False,
-    "discriminator_from": None,
+    "discriminator_from": None, "own_samples": 0,
 }  # fmt: skip
 
 

@@ -11,19 +11,30 @@ from ..data import ImageDataset
 from ..diffusion import (
     diffusion_loss,
     encode_images,
-    fast_scheduler,
     hide_labels,
     latents_of_tokens,
     sampling_scheduler,
+    saved_scheduler,
 )
 from ..models import TokenAutoencoder
 from ..options import LDMConfig, TrainingConfig
 from ..pipelines import FQLDMPipeline
+from .own_samples import OwnSamples
 from .run import Batch
 
 
-def make_loss(vae: TokenAutoencoder, scheduler: DDPMScheduler, ldm: LDMConfig, flip: bool, num_classes: int):
-    """The loss of a batch of images, or of what the cache keeps of them, alone or with their classes, for `train`."""
+def make_loss(
+    vae: TokenAutoencoder,
+    scheduler: DDPMScheduler,
+    ldm: LDMConfig,
+    flip: bool,
+    num_classes: int,
+    own: OwnSamples | None = None,
+):
+    """The loss of a batch of images, or of what the cache keeps of them, alone or with their classes, for `train`.
+
+    With `own` samples it is how badly they are told from images, else the error of denoising.
+    """
 
     def compute_loss(prepared, batch: Batch) -> tuple[torch.Tensor, dict]:
         generator = batch.generator
@@ -35,6 +46,9 @@ def make_loss(vae: TokenAutoencoder, scheduler: DDPMScheduler, ldm: LDMConfig, f
                 latents = latents_of_tokens(vae, latents)
         else:
             latents = encode_images(vae, given, ldm.target, flip, generator)
+        if own is not None:
+            loss, told_apart = own.loss(prepared, scheduler, latents, generator)
+            return loss, {"told_apart": told_apart}
         if labels is not None:
             labels = hide_labels(labels, ldm.label_dropout, num_classes, generator)
         loss = diffusion_loss(
@@ -82,9 +96,7 @@ def finish(pipeline: FQLDMPipeline, ldm: LDMConfig, config: TrainingConfig, metr
     folder = Path(config.output_dir)
     if ldm.save_precision == "fp16":
         pipeline.unet.half()  # the FQ-VAE is small, and its codebook must not be rounded
-    if ldm.save_scheduler != "ddpm":
-        kind = "dpmsolver++" if ldm.save_scheduler == "dpm_solver_ode" else "sde-dpmsolver++"
-        pipeline.scheduler = fast_scheduler(pipeline.scheduler, kind)
+    pipeline.scheduler = saved_scheduler(pipeline.scheduler, ldm)
     pipeline.save_pretrained(folder)
     pipeline.unet.float()
     images = sample(pipeline, ldm)
