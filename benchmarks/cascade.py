@@ -13,6 +13,7 @@ whole latents; `--output` is a picture: images, codec, details of the UNet, pain
 import argparse
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,15 +22,16 @@ from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
 from timm.optim import Muon
 
-from fq_ldm import load_vae
+from fq_ldm import FQModel, load_vae
 from fq_ldm.cards import save_grid
 from fq_ldm.data import load_images, sample_batches, sample_images
 from fq_ldm.diffusion import build_scheduler, encode_images, fast_scheduler
 from fq_ldm.diffusion.loss import draw_timesteps
 from fq_ldm.evaluation.networks import make_extractor
+from fq_ldm.evaluation.samples import look_at
 from fq_ldm.metrics import to_uint8
 from fq_ldm.metrics.fidelity import frechet_distance, kernel_distance, precision_recall
-from fq_ldm.metrics.samples import PowerSpectrum, spectral_distance, spectral_gain
+from fq_ldm.metrics.samples import spectral_distance, spectral_gain
 from fq_ldm.options import DataConfig, EvaluationConfig, LDMConfig
 from fq_ldm.spectrum import spectral_resize
 
@@ -121,59 +123,59 @@ def main() -> None:
     train_images, validation = load_images(DataConfig(**data))
     codec, painter = load_vae(options.codec), load_vae(options.painter)
     codec.set_diffusion_view_("spatial", 1)
-    crops = [model.diffusion_view.spectral_crop for model in (codec, painter)]
-    if crops[0] <= crops[1]:
-        parser.error(f"the codec's spectral crop {crops[0]} must be larger than the painter's {crops[1]}")
+    inner, outer = (model.diffusion_view.spectral_crop for model in (painter, codec))
+    if outer <= inner:
+        parser.error(f"the codec's spectral crop {outer} must be larger than the painter's {inner}")
     some = sample_images(train_images, options.train_images + options.images, seed=0)
     some, images = some.tensor_split([options.train_images])
     encoded = torch.cat([codec.encode(part).latents for part in some.split(128)])
     codec.measure_diffusion_latents_(encoded, quantized=False)
     encoded = codec.to_diffusion_latents(encoded)
-    model = Details(codec.diffusion_latent_shape, painter.diffusion_view.spectral_crop)
+    model = Details(codec.diffusion_latent_shape, inner)
     train(model, encoded, options.seconds)
-
-    made: dict[str, list[torch.Tensor]] = {"codec": [], "cascade": [], "painter": []}
-    generator, seconds = torch.Generator().manual_seed(0), dict.fromkeys(made, 0.0)
-    for part in images.split(100):
-        latents = encode_images(codec, part, "unquantized")
-        low = encode_images(painter, part, "unquantized")
-        for name in made:
-            start = time.monotonic()
-            if name == "painter":
-                decoded = painter.decode(painter.from_diffusion_latents(low), True, generator=generator)
-            else:
-                shown = (
-                    model.sample(model.split(latents)[0], options.num_inference_steps) if name == "cascade" else latents
-                )
-                decoded = codec.decode(codec.from_diffusion_latents(shown), True)
-            seconds[name] += time.monotonic() - start
-            made[name].append(decoded.sample.detach())
 
     network = EvaluationConfig(
         feature_extractor_module=options.feature_extractor_module, feature_extractor=options.feature_extractor
     )
     extractor = make_extractor(network, ["fid", "kid", "prc"], torch.device("cpu"))
-    real = _look(extractor, sample_batches(validation, len(validation), seed=0, num_workers=0))
-    for name, parts in made.items():
-        features, spectrum = _look(extractor, parts)
-        error = (torch.cat(parts).clamp(-1, 1) - images).square().mean() / 4
-        figures = {"made_by": name, "fid": frechet_distance(features["fid"], real[0]["fid"])}
-        figures |= kernel_distance(features["kid"], real[0]["kid"]) | precision_recall(features["prc"], real[0]["prc"])
-        figures |= {"spectral_distance_db": spectral_distance(spectral_gain(spectrum, real[1]))}
-        figures |= {"psnr": -10 * error.log10().item(), "seconds_per_image": seconds[name] / len(images)}
+    reference = map(to_uint8, sample_batches(validation, len(validation), seed=0, num_workers=0))
+    wanted, _, real, _ = look_at(reference, extractor, None, 0)
+    rows = [images[:SHOWN]]
+    for name, make in ways(codec, painter, model, options.num_inference_steps).items():
+        start = time.monotonic()
+        made = torch.cat([make(part) for part in images.split(100)])
+        seconds = time.monotonic() - start
+        rows.append(made[:SHOWN])
+        spectrum, _, found, _ = look_at(to_uint8(made).split(100), extractor, None, 0)
+        error = (made.clamp(-1, 1) - images).square().mean() / 4
+        figures = {"made_by": name, "fid": frechet_distance(found["fid"], real["fid"])}
+        figures |= kernel_distance(found["kid"], real["kid"]) | precision_recall(found["prc"], real["prc"])
+        figures |= {"spectral_distance_db": spectral_distance(spectral_gain(spectrum, wanted))}
+        figures |= {"psnr": -10 * error.log10().item(), "seconds_per_image": seconds / len(images)}
         print(json.dumps(figures), flush=True)
     if options.output:
-        rows = [images[:SHOWN], *(torch.cat(parts)[:SHOWN] for parts in made.values())]
         save_grid(torch.cat(rows) / 2 + 0.5, options.output, SHOWN, 3)
 
 
-def _look(extractor, batches) -> tuple[dict, torch.Tensor]:
-    """Features and radial spectrum of batches (B, c, H, W) in [-1, 1]."""
-    spectrum, features = PowerSpectrum(), []
-    for batch in map(to_uint8, batches):
-        spectrum(batch / 255)
-        features.append(extractor(batch))
-    return extractor.join(features), spectrum.radial()
+def ways(codec: FQModel, painter: FQModel, model: Details, steps: int) -> dict[str, Callable]:
+    """How images (B, c, H, W) in [-1, 1] come back from their latents: from all, and twice from the low ones alone."""
+    generator = torch.Generator().manual_seed(0)
+
+    def decode(latents: torch.Tensor) -> torch.Tensor:
+        return codec.decode(codec.from_diffusion_latents(latents), force_not_quantize=True).sample
+
+    def whole(images: torch.Tensor) -> torch.Tensor:
+        return decode(encode_images(codec, images, "unquantized"))
+
+    def cascade(images: torch.Tensor) -> torch.Tensor:
+        low, _ = model.split(encode_images(codec, images, "unquantized"))
+        return decode(model.sample(low, steps))
+
+    def paint(images: torch.Tensor) -> torch.Tensor:
+        latents = painter.from_diffusion_latents(encode_images(painter, images, "unquantized"))
+        return painter.decode(latents, force_not_quantize=True, generator=generator).sample
+
+    return {"codec": whole, "cascade": cascade, "painter": paint}
 
 
 if __name__ == "__main__":

@@ -1,12 +1,16 @@
 """A run measured in seconds: its learning rate follows the clock, and it resumes with the time it has used."""
 
+import itertools
+import json
 import math
 from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers.optimization import get_scheduler
+from test_scripts import VAE_OPTIONS, call  # noqa: F401 - a fixture
 
+import train_vae
 from fq_ldm.options import DataError, TrainingConfig
 from fq_ldm.training.run import CLOCK_TICKS, Progress, Run, follow_clock
 from fq_ldm.training.setup import make_accelerator, make_loader
@@ -21,6 +25,22 @@ def test_the_learning_rate_is_that_of_the_time_that_has_passed(seconds):
     for step, warm_up in ((1, 0.5), (3, 1.0), (100, 1.0)):
         follow_clock(schedule, optimizer, Progress(step=step, seconds=seconds), config)
         assert optimizer.param_groups[0]["lr"] == pytest.approx(warm_up * cosine, abs=1e-9)
+
+
+def test_a_run_of_seconds_ends_with_the_step_that_reaches_them(call, image_folder, tmp_path, monkeypatch):  # noqa: F811
+    clock = itertools.count()  # a second passes each time that it is looked at: two looks a step, one second of it
+    monkeypatch.setattr("fq_ldm.training.run.time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    options = {
+        **VAE_OPTIONS,
+        "dataset": image_folder,
+        "max_train_seconds": 2.5,
+        "output_dir": "run",
+        "report_to": "none",
+    }
+    status, _, said = call(train_vae.main, **options)
+    assert status == 0, said
+    measured = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert (measured["steps"], measured["train_seconds"]) == (3, 3.0)
 
 
 def test_processes_that_see_different_checkpoints_stop(tmp_path, monkeypatch):

@@ -141,9 +141,13 @@ def fingerprint(vae: TokenAutoencoder, images: ImageDataset, target: str, flip: 
     unused = ("_", "painter_", "decoder.", "equalizer.", *(() if viewed else ("diffusion_",)))
     used = {key: value for key, value in vae.config.items() if not key.startswith(unused)}
     made = json.dumps(used, sort_keys=True)  # lists and tuples alike, in any order
-    digest = hashlib.sha256(f"{options} {len(images)} {made} {target} {flip}".encode())
-    for name, value in vae.state_dict().items():
-        if name.startswith(unused):
-            continue
-        digest.update(name.encode() + value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    weights = {name: value for name, value in vae.state_dict().items() if not name.startswith(unused)}
+    return digest(f"{options} {len(images)} {made} {target} {flip}", weights)
+
+
+def digest(made: str, weights: dict[str, torch.Tensor]) -> str:
+    """A short text that changes with how something was made, and with the weights that made it."""
+    found = hashlib.sha256(made.encode())
+    for name, value in weights.items():
+        found.update(name.encode() + value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()

@@ -34,10 +34,10 @@ def sampling_scheduler(scheduler: SchedulerMixin, steps: int) -> SchedulerMixin:
     return fast_scheduler(scheduler)
 
 
-def saved_scheduler(scheduler: SchedulerMixin, ldm: LDMConfig, fast: bool = False) -> SchedulerMixin:
-    """The scheduler that a pipeline is saved with, or if that is DDPM and should be `fast`, what stands for it."""
+def saved_scheduler(scheduler: SchedulerMixin, ldm: LDMConfig) -> SchedulerMixin:
+    """The scheduler that a pipeline is saved with."""
     if ldm.save_scheduler == "ddpm":
-        return fast_scheduler(scheduler) if fast else scheduler
+        return scheduler
     return fast_scheduler(scheduler, "dpmsolver++" if ldm.save_scheduler == "dpm_solver_ode" else "sde-dpmsolver++")
 
 

@@ -75,7 +75,7 @@ def evaluate_pipeline(
     shown = max(GRID_SAMPLES, config.neighbour_samples)
     spectra, kept, features, judged = {}, {}, {}, {}
     for name, batches, keep in (("images", references, 0), ("samples", generate(pipeline, config, asked), shown)):
-        spectra[name], kept[name], features[name], judged[name] = _look_at(batches, extractor, judge, keep)
+        spectra[name], kept[name], features[name], judged[name] = look_at(batches, extractor, judge, keep)
     results = {"images": len(images), "samples": config.num_samples, **_sampling(pipeline, config)}
     arrays = {}
     grid = kept["samples"][:GRID_SAMPLES] / 255
@@ -118,7 +118,7 @@ def _sampling(pipeline: FQLDMPipeline, config: EvaluationConfig) -> dict:
     return made
 
 
-def _look_at(batches, extractor, judge, keep: int) -> tuple:
+def look_at(batches, extractor, judge, keep: int) -> tuple:
     """One pass over batches (B, c, H, W) uint8 of this process: what all processes find.
 
     Returns:

@@ -1,7 +1,6 @@
 """Training against own samples: a UNet learns to tell images from what it made of noise before."""
 
 import copy
-import hashlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,8 +10,8 @@ from accelerate import Accelerator
 from diffusers import DDPMScheduler, UNet2DModel
 from tqdm.auto import tqdm
 
-from ..diffusion import discriminative_loss, saved_scheduler
-from ..diffusion.latent_cache import is_current, open_shard, write_shard
+from ..diffusion import discriminative_loss, fast_scheduler, saved_scheduler
+from ..diffusion.latent_cache import digest, is_current, open_shard, write_shard
 from ..distributed import my_share, processes
 from ..options import LATENTS_FOLDER, LDMConfig, check
 from ..pipelines import FQLDMPipeline
@@ -89,7 +88,7 @@ def make_own_samples(
         DataError: if a shard cannot be written or read.
     """
     pipeline.unet = copy.deepcopy(pipeline.unet).requires_grad_(False).eval().to(accelerator.device)
-    pipeline.scheduler = saved_scheduler(pipeline.scheduler, ldm, fast=True)
+    pipeline.scheduler = fast_scheduler(saved_scheduler(pipeline.scheduler, ldm))
     pipeline.set_progress_bar_config(disable=True)
     # Not the noise that `evaluate.py` takes with this seed, of which the UNet would know what comes out wrong. A
     # generator looks at the lowest 32 bits of its seed alone.
@@ -116,7 +115,4 @@ def _sample(pipeline: FQLDMPipeline, seeds: torch.Tensor) -> torch.Tensor:
 def _fingerprint(pipeline: FQLDMPipeline, seeds: torch.Tensor) -> str:
     """What the samples are of, in short."""
     public = {key: value for key, value in pipeline.scheduler.config.items() if key[0] != "_"}
-    digest = hashlib.sha256(f"{seeds.tolist()} {SAMPLE_STEPS} {sorted(public.items())}".encode())
-    for name, value in pipeline.unet.state_dict().items():
-        digest.update(name.encode() + value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return digest(f"{seeds.tolist()} {SAMPLE_STEPS} {sorted(public.items())}", pipeline.unet.state_dict())
