@@ -9,9 +9,10 @@ from .data import BAD_IMAGES_FILE, load_images, random_flip, sample_batches, sam
 from .metrics.image import SSIM_WINDOW
 from .options import VAE_CONFIGS, DataError, check, parse_config, resolved, run_script
 from .quantization.codebook import perplexity
+from .training.adversary import open_discriminator
 from .training.checkpoint import checkpoints
 from .training.loop import train
-from .training.painting import averaged, make_objective, open_discriminator, open_start_
+from .training.painting import averaged, make_objective, open_start_
 from .training.setup import make_accelerator, make_loader, start_run
 from .training.vae import PREVIEW_IMAGES, build_model, draw_reconstructions, finish, measure
 

@@ -1,18 +1,25 @@
 import math
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from fq_ldm.adversarial import (
+    FeatureDiscriminator,
+    FeatureNetwork,
     PatchDiscriminator,
     balance,
     discriminator_loss,
+    feature_distance,
     feature_matching,
     generator_loss,
     gradient_penalty,
     spectral_loss,
 )
+
+NETWORK = "test_efficientnet"
 
 
 def test_losses_of_known_logits():
@@ -88,3 +95,63 @@ def test_layers_have_spectral_norm_one():
     for layer in (*discriminator.layers, discriminator.conv_out):
         largest = torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item()
         assert largest == pytest.approx(1, abs=0.02)
+
+
+@pytest.fixture(scope="session")
+def network_file(tmp_path_factory):
+    """Random weights of the smallest network that timm has."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("network") / "network.safetensors"
+    save_file(timm.create_model(NETWORK).state_dict(), path)
+    return path
+
+
+def test_features_are_those_of_the_network(network_file):
+    network = FeatureNetwork(NETWORK, str(network_file))
+    whole = timm.create_model(NETWORK, pretrained=True, pretrained_cfg_overlay=dict(file=str(network_file))).eval()
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    mean, std = (torch.tensor(whole.pretrained_cfg[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    expected = whole.forward_intermediates((images / 2 + 0.5 - mean) / std, intermediates_only=True)[:4]
+    with torch.autocast("cpu", torch.bfloat16):
+        features = network(images)
+    assert network.channels == [level.shape[1] for level in features] and len(features) == 4
+    for ours, theirs in zip(features, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    grey = network(images[:, :1])
+    assert all(map(torch.equal, grey, network(images[:, :1].repeat(1, 3, 1, 1))))
+
+
+def test_features_are_compared_by_their_directions():
+    right, up = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1), torch.tensor([0.0, 1.0]).view(1, 2, 1, 1)
+    near = pytest.approx
+    assert feature_distance([right], [3 * right]).item() == near(0, abs=1e-6)
+    assert feature_distance([right], [5 * up]).item() == near(2, rel=1e-5)
+    assert feature_distance([right, up], [-right, right]).item() == near(4 + 2, rel=1e-5)
+    halves = torch.cat([right, up], -1)
+    assert feature_distance([halves], [right.expand(1, 2, 1, 2)]).item() == near(1, rel=1e-5)
+
+
+def test_heads_judge_each_level_and_keep_their_mixtures():
+    torch.manual_seed(0)
+    heads = FeatureDiscriminator([6, 10])
+    features = [torch.randn(2, 6, 8, 8), torch.randn(2, 10, 4, 4)]
+    assert [tuple(logits.shape) for logits in heads(features)] == [(2, 1, 4, 4), (2, 1, 2, 2)]
+    learnt = {name for name, _ in heads.named_parameters()}
+    kept = heads.state_dict().keys() - learnt
+    assert {"heads.0.mixture", "heads.1.mixture"} <= kept and not any("mixture" in name for name in learnt)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "error", "message"),
+    [
+        ("eyes", None, ValueError, "perceptual_network: timm has no network eyes"),
+        (NETWORK, "none.safetensors", FileNotFoundError, "perceptual_network_weights: none.safetensors cannot be read"),
+        (NETWORK, "other.safetensors", ValueError, "perceptual_network_weights: other.safetensors does not hold"),
+        (NETWORK, None, FileNotFoundError, "give a file with timm's weights of test_efficientnet"),
+    ],
+)
+def test_a_network_that_cannot_be_had(tmp_path, monkeypatch, name, weights, error, message):
+    monkeypatch.chdir(tmp_path)
+    save_file({"some": torch.zeros(2)}, "other.safetensors")
+    with pytest.raises(error, match=message):
+        FeatureNetwork(name, weights)

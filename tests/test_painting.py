@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from conftest import TINY
 from safetensors.torch import load_file
+from test_adversarial import NETWORK, network_file  # noqa: F401  (a fixture)
 from test_metrics import vgg_file  # noqa: F401  (a fixture)
 from test_pipeline import seeds
 from test_scripts import LDM_OPTIONS, VAE_OPTIONS, call  # noqa: F401  (a fixture)
@@ -19,7 +20,8 @@ from fq_ldm import FQLDMPipeline, FQModel
 from fq_ldm.diffusion import build_unet
 from fq_ldm.options import LDMConfig, PaintingConfig, TrainingConfig, UserError
 from fq_ldm.spectrum import spectral_resize
-from fq_ldm.training.painting import Adversary, make_objective, open_discriminator
+from fq_ldm.training.adversary import Adversary, open_discriminator
+from fq_ldm.training.painting import make_objective
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 OPTIONS = {**VAE_OPTIONS, "painter_block_out_channels": [4, 8], "report_to": "none", "random_flip": True}
@@ -227,6 +229,43 @@ def test_lpips_without_its_weights_is_one_line(call, image_folder):  # noqa: F81
     options = {**OPTIONS, "lpips_weight": 1.0, "lpips_weights": "none.pth"}
     status, _, err = call(train_vae.main, dataset=image_folder, output_dir="out", max_train_steps=1, **options)
     assert status == 2 and "lpips_weights: there is no file none.pth" in err and len(err.strip().splitlines()) == 1
+
+
+def test_what_a_network_sees_joins_the_loss(train, network_file, tmp_path):  # noqa: F811
+    """Stopped and gone on with, in the same bits: of the decoder and of the heads."""
+    options = dict(
+        ADVERSARIAL, adversarial_start=0, perceptual_weight=1.0, projected_weight=0.5, perceptual_network=NETWORK,
+        perceptual_network_weights=network_file, resolution=32, convert_images=True, max_train_steps=3,
+        painter_block_out_channels=[4, 4, 8], painter_layers_per_block=[1, 1, 1], checkpointing_steps=1,
+    )  # fmt: skip
+    train("whole", **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fq_ldm.training.interruption.StopRequest.agreed", partialmethod(stops_at, 1))
+        with pytest.raises(AssertionError):
+            train("parts", **options)
+    start = load_file(tmp_path / "parts" / "checkpoints" / "step_00000001" / "model_1.safetensors")
+    train("parts", **options)
+    last = "checkpoints/step_00000003"
+    for path in (WEIGHTS, f"{last}/model.safetensors", f"{last}/model_2.safetensors", f"{last}/model_1.safetensors"):
+        whole, parts = load_file(tmp_path / "whole" / path), load_file(tmp_path / "parts" / path)
+        assert whole.keys() == parts.keys() and all(torch.equal(whole[k], parts[k]) for k in whole), path
+    assert torch.equal(start["heads.0.mixture"], whole["heads.0.mixture"])
+    assert not torch.equal(start["heads.0.layers.4.bias"], whole["heads.0.layers.4.bias"])
+    plain = {**options, "perceptual_weight": 0, "projected_weight": 0}
+    train("plain", **plain)
+    weights = [load_file(tmp_path / name / WEIGHTS)["decoder.conv_out.weight"] for name in ("whole", "plain")]
+    assert not torch.equal(*weights)
+
+
+def test_a_network_that_cannot_see_is_one_line(call, image_folder):  # noqa: F811
+    for options, message in (
+        (dict(projected_weight=0.5), "perceptual_network: is for images of at least 32 pixels, not images of (16, 16)"),
+        (dict(perceptual_weight=1.0, resolution=32, convert_images=True, perceptual_network="eyes",
+              painter_block_out_channels=[4, 4, 8]), "perceptual_network: timm has no network eyes"),
+    ):  # fmt: skip
+        options = {**OPTIONS, **options}
+        status, _, err = call(train_vae.main, dataset=image_folder, output_dir="out", max_train_steps=1, **options)
+        assert status == 2 and message in err and len(err.strip().splitlines()) == 1
 
 
 def test_a_discriminator_goes_on(train, call, image_folder, tmp_path):  # noqa: F811

@@ -1,12 +1,17 @@
 """Training a decoder against a discriminator."""
 
 from .discriminator import PatchDiscriminator
+from .features import FEATURES_SMALLEST, FeatureDiscriminator, FeatureNetwork, feature_distance
 from .losses import balance, discriminator_loss, feature_matching, generator_loss, gradient_penalty, spectral_loss
 
 __all__ = [
+    "FEATURES_SMALLEST",
+    "FeatureDiscriminator",
+    "FeatureNetwork",
     "PatchDiscriminator",
     "balance",
     "discriminator_loss",
+    "feature_distance",
     "feature_matching",
     "generator_loss",
     "gradient_penalty",

@@ -39,7 +39,8 @@ def take_tokens_(model: TokenAutoencoder, source: TokenAutoencoder) -> list[str]
 
     Returns:
         The names of the decoder's weights that were taken too: all if it has the same shape, those of the sizes in
-        common if both are painters that begin at the same one, and none else.
+        common if both are painters that begin at the same one, and none else. At a size where this one has more blocks
+        of as many channels, these change nothing at first.
 
     Raises:
         ValueError: if the model's options make other tokens, or tokens that are bound to their image size.
@@ -60,6 +61,7 @@ def take_tokens_(model: TokenAutoencoder, source: TokenAutoencoder) -> list[str]
     decoder = _common_decoder(model, source)
     state = {name: value for name, value in theirs.items() if not name.startswith(NO_TOKENS)}
     state |= {name: theirs[their_name] for name, their_name in decoder.items()}
+    state |= {name: torch.zeros_like(model.state_dict()[name]) for name in _last_of_new_blocks(model, decoder)}
     if source.sample_size != model.sample_size:
         state |= _resized(source, model)
     missing, unexpected = model.load_state_dict(state, strict=False)
@@ -89,14 +91,24 @@ def _common_decoder(model: TokenAutoencoder, source: TokenAutoencoder) -> dict[s
         return taken
     ways_out, their_ways_out = model.decoder.ways_out(), source.decoder.ways_out()
     for size, stage in enumerate(model.decoder.stages()):
-        names = _names(ours, stage)
-        if names != _names(theirs, stage) or any(theirs[name] != ours[name] for name in names):
+        names = _names(theirs, stage)
+        if not names or any(theirs[name] != ours.get(name) for name in names):
             break  # a later stage would be given features that it has never seen
         taken |= {name: name for name in names}
         if size in ways_out and size in their_ways_out:
             pairs = zip(_names(ours, ways_out[size]), _names(theirs, their_ways_out[size]), strict=True)
             taken |= dict(pairs)
     return taken
+
+
+def _last_of_new_blocks(model: TokenAutoencoder, taken: dict[str, str]) -> list[str]:
+    """The weights that end residual blocks, where a painter has more of them than the source at a size in common."""
+    sizes = {name.split(".")[2] for name in taken if name.startswith("decoder.sizes.")}
+    return [
+        name for name in model.state_dict()
+        if name.startswith("decoder.sizes.") and name.split(".")[2] in sizes and name not in taken
+        and name.endswith(("conv2.weight", "conv2.bias"))
+    ]  # fmt: skip
 
 
 def _names(weights: dict, beginnings: tuple[str, ...]) -> list[str]:

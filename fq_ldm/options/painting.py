@@ -38,6 +38,14 @@ class PaintingConfig:
     spectral_weight: float = option(0.0, "of the difference of images and painted ones in power over frequency")
     lpips_weight: float = option(0.0, "of LPIPS with VGG16")
     lpips_weights: str | None = option(None, "file with torchvision's VGG16 weights; by default they are downloaded")
+    perceptual_weight: float = option(0.0, "of the distance in the features of perceptual_network")
+    projected_weight: float = option(
+        0.0, "of the adversarial loss against heads on the features of perceptual_network (Projected GANs)"
+    )
+    perceptual_network: str = option("tf_efficientnet_lite0", "a network of timm, trained on ImageNet")
+    perceptual_network_weights: str | None = option(
+        None, "file with its weights, by timm's names; by default they are downloaded"
+    )
     discriminator_block_out_channels: list[int] = option([32, 64, 128, 128], "channels; each layer halves the image")
     discriminator_norm: str = option(
         "none", "what holds its weights: spectral norm, or none, with R1", choices=["none", "spectral"]

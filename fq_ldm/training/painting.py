@@ -2,108 +2,25 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from ..adversarial import (
+    FEATURES_SMALLEST,
+    FeatureNetwork,
     PatchDiscriminator,
     balance,
-    discriminator_loss,
-    feature_matching,
-    generator_loss,
-    gradient_penalty,
+    feature_distance,
     spectral_loss,
 )
 from ..diffusion import open_vae
 from ..models import FQDecoderOutput, FQModel, TokenAutoencoder, take_tokens_
-from ..options import DataError, PaintingConfig, TrainingConfig, UserError, check
-from .optimizer import looks_late
+from ..options import PaintingConfig, TrainingConfig, UserError, check
+from .adversary import Adversary, FeatureAdversary
 from .run import Batch
-
-DISCRIMINATOR_FILE = "discriminator.safetensors"
-
-
-class Adversary:
-    """A discriminator with its optimizer: both lie in the run's checkpoints.
-
-    Args:
-        accelerator: of the run.
-        painting: the options.
-        training: the options of the run.
-        discriminator: on the CPU, untrained or as an earlier run left it.
-    """
-
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        painting: PaintingConfig,
-        training: TrainingConfig,
-        discriminator: PatchDiscriminator,
-    ):
-        self.accelerator = accelerator
-        self.options = painting
-        self.max_grad_norm = training.max_grad_norm
-        optimizer = torch.optim.Adam(
-            discriminator.parameters(),
-            painting.discriminator_learning_rate,
-            betas=(0.5, training.adam_beta2),
-            fused=looks_late(accelerator.device) or None,  # or else the scaler of fp16 waits for the device
-        )
-        self.discriminator, self.optimizer = accelerator.prepare(discriminator, optimizer)
-
-    def train(self, images: torch.Tensor, painted: torch.Tensor) -> dict[str, torch.Tensor]:
-        """One step of the discriminator on images and painted images (B, c, H, W); what is shown of it."""
-        # One forward pass for both, since several processes allow one before each backward pass.
-        logits, _ = self.discriminator(torch.cat([images, painted.detach().to(images.dtype)]))
-        real, fake = logits.float().chunk(2)
-        loss = discriminator_loss(real, fake, self.options.adversarial_loss)
-        if self.options.gradient_penalty_weight:
-            penalty = gradient_penalty(self.accelerator.unwrap_model(self.discriminator), images)
-            loss = loss + self.options.gradient_penalty_weight * penalty
-        self.accelerator.backward(loss)
-        if self.accelerator.sync_gradients and self._ready():
-            self.optimizer.step()
-        self.optimizer.zero_grad()
-        right = (real > 0).float().mean() / 2 + (fake < 0).float().mean() / 2
-        return {"discriminator_loss": loss.detach(), "discriminator_accuracy": right}
-
-    def _ready(self) -> bool:
-        """Clip the gradients; False if they are not finite: what a spoilt painting says must not be learnt.
-
-        On a GPU to know is to wait. There the answer is True, and the optimizer is told on the device, by the scaler of
-        fp16 or here.
-        """
-        # Not the accelerator's clip_grad_norm_, which would unscale the gradients of the model too.
-        self.accelerator.unscale_gradients(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.discriminator.parameters(), self.max_grad_norm)
-        if self.accelerator.scaler is not None:
-            return True
-        if looks_late(self.accelerator.device):
-            self.optimizer.optimizer.found_inf = (~torch.isfinite(norm)).float()
-            return True
-        return bool(torch.isfinite(norm))
-
-    def save(self, folder: Path) -> None:
-        """Write the discriminator for the next run, `discriminator_from`."""
-        state = self.accelerator.unwrap_model(self.discriminator, keep_fp32_wrapper=False).state_dict()
-        if self.accelerator.is_main_process:
-            save_file({name: value.contiguous() for name, value in state.items()}, folder / DISCRIMINATOR_FILE)
-
-    def judge(self, images: torch.Tensor, painted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The adversarial loss of painted images, and the distance of their features to those of the images."""
-        discriminator = self.accelerator.unwrap_model(self.discriminator).requires_grad_(False)
-        with self.accelerator.autocast():
-            logits, features = discriminator(painted)
-            with torch.no_grad():
-                _, real_features = discriminator(images)
-        discriminator.requires_grad_(True)
-        return generator_loss(logits.float(), self.options.adversarial_loss), feature_matching(real_features, features)
 
 
 class PlainLoss:
@@ -129,38 +46,73 @@ class PaintingLoss:
         options: of the painting.
         adversary: or None.
         lpips: an `LPIPS`, or None.
+        network: what images are seen with, or None.
+        heads: the adversary that judges what the network sees, or None.
     """
 
-    def __init__(self, model: TokenAutoencoder, options: PaintingConfig, adversary: Adversary | None, lpips):
-        self.model = model
-        self.lpips = lpips
-        self.options = options
-        self.adversary = adversary
+    def __init__(
+        self,
+        model: TokenAutoencoder,
+        options: PaintingConfig,
+        adversary: Adversary | None,
+        lpips,
+        network: FeatureNetwork | None,
+        heads: FeatureAdversary | None,
+    ):
+        self.model, self.options = model, options
+        self.adversary, self.lpips, self.network, self.heads = adversary, lpips, network, heads
 
     def __call__(self, prepared: Callable, images: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, dict]:
-        """The loss of images (B, c, H, W), and what is shown; trains the discriminator too."""
+        """The loss of images (B, c, H, W), and what is shown; trains the discriminators too."""
         output = self._paint(prepared, images, batch.generator)
         painted, options = output.sample.float(), self.options
         error = (F.l1_loss if options.reconstruction_loss == "l1" else F.mse_loss)(painted, images)
         shown = {"reconstruction_loss": error.detach(), "commit_loss": output.commit_loss.detach()}
-        loss = options.reconstruction_weight * error + output.commit_loss
+        near = options.reconstruction_weight * error + output.commit_loss  # how near the images are
         if self.lpips is not None:
             distance = self.lpips.distance(painted, images).mean()
-            loss = loss + options.lpips_weight * distance
+            near = near + options.lpips_weight * distance
             shown["lpips"] = distance.detach()
-        if self.adversary is not None and batch.share >= options.adversarial_start:
-            shown |= self.adversary.train(images, painted)
-            adversarial, distance = self.adversary.judge(images, painted)
-            weight = options.adversarial_weight
-            if options.adaptive_weight:
-                weight = weight * balance(loss, adversarial, self.model.decoder.conv_out.weight)
-            loss = loss + weight * adversarial + options.feature_matching_weight * distance
-            shown |= {"adversarial_loss": adversarial.detach(), "feature_matching": distance.detach()}
-        if options.spectral_weight:  # after the balance, whose measure is how near the images are
+        seen = None
+        if self.network is not None:
+            with torch.no_grad():
+                real = self.network(images)
+            seen = real, self.network(painted)
+            distance = feature_distance(*seen)
+            near = near + options.perceptual_weight * distance
+            shown["perceptual"] = distance.detach()
+        loss = near
+        if batch.share >= options.adversarial_start:
+            judged, found = self._judge(near, images, painted, seen)
+            loss, shown = loss + judged, shown | found
+        if options.spectral_weight:  # after the balance
             difference = spectral_loss(images, painted)
             loss = loss + options.spectral_weight * difference
             shown["spectral_loss"] = difference.detach()
         return loss, shown
+
+    def _judge(
+        self, near: torch.Tensor, images: torch.Tensor, painted: torch.Tensor, seen: tuple[list, list] | None
+    ) -> tuple[torch.Tensor | float, dict]:
+        """What the adversaries add to the loss, and what is shown of them, which learn by the way."""
+        loss, shown, options = 0.0, {}, self.options
+        if self.adversary is not None:
+            shown |= self.adversary.train(images, painted)
+            adversarial, distance = self.adversary.judge(images, painted)
+            loss = self._weigh(near, adversarial, options.adversarial_weight)
+            loss = loss + options.feature_matching_weight * distance
+            shown |= {"adversarial_loss": adversarial.detach(), "feature_matching": distance.detach()}
+        if self.heads is not None:
+            shown |= self.heads.train(*seen)
+            adversarial = self.heads.judge(seen[1])
+            loss = loss + self._weigh(near, adversarial, options.projected_weight)
+            shown["projected_loss"] = adversarial.detach()
+        return loss, shown
+
+    def _weigh(self, near: torch.Tensor, adversarial: torch.Tensor, weight: float) -> torch.Tensor:
+        if self.options.adaptive_weight:
+            weight = weight * balance(near, adversarial, self.model.decoder.conv_out.weight)
+        return weight * adversarial
 
     def _paint(self, prepared: Callable, images: torch.Tensor, generator: torch.Generator) -> FQDecoderOutput:
         noise = None
@@ -212,7 +164,21 @@ def make_objective(
               "does not go with a discriminator in fp16: take bf16, or larger batches")  # fmt: skip
         adversary = Adversary(accelerator, painting, training, discriminator)
     lpips = _load_lpips(model, painting, accelerator.device) if painting.lpips_weight else None
-    return PaintingLoss(model, painting, adversary, lpips)
+    network = heads = None
+    if painting.perceptual_weight or painting.projected_weight:
+        network = _load_network(model, painting, accelerator.device)
+    if painting.projected_weight:
+        heads = FeatureAdversary(accelerator, training, network.channels)
+    return PaintingLoss(model, painting, adversary, lpips, network, heads)
+
+
+def _load_network(model: TokenAutoencoder, painting: PaintingConfig, device: torch.device) -> FeatureNetwork:
+    check(min(model.sample_size) >= FEATURES_SMALLEST, "perceptual_network", f"images of {model.sample_size}",
+          f"is for images of at least {FEATURES_SMALLEST} pixels")  # fmt: skip
+    try:
+        return FeatureNetwork(painting.perceptual_network, painting.perceptual_network_weights, device)
+    except (ValueError, FileNotFoundError) as error:
+        raise UserError(str(error)) from error
 
 
 def _load_lpips(model: TokenAutoencoder, painting: PaintingConfig, device: torch.device):
@@ -258,24 +224,3 @@ def open_start_(painting: PaintingConfig, model: TokenAutoencoder) -> list[str]:
     if painting.freeze_taken and "decoder.conv_out.weight" in taken:
         raise UserError(f"freeze_taken: {painting.start_from} gives the decoder to its end: nothing is left to train")
     return taken
-
-
-def open_discriminator(painting: PaintingConfig, channels: int) -> PatchDiscriminator | None:
-    """The discriminator of images of `channels` c: that of `discriminator_from` or an untrained one; None without any.
-
-    Raises:
-        DataError: if `discriminator_from` is no file with a discriminator of these options.
-    """
-    if not painting.adversarial_weight:
-        return None
-    discriminator = PatchDiscriminator(channels, painting.discriminator_block_out_channels, painting.discriminator_norm)
-    if painting.discriminator_from is None:
-        return discriminator
-    try:
-        discriminator.load_state_dict(load_file(painting.discriminator_from))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(
-            f"discriminator_from: {painting.discriminator_from} holds no such discriminator ({reason})"
-        ) from error
-    return discriminator
