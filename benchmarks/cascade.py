@@ -124,7 +124,7 @@ def main() -> None:
     codec, painter = load_vae(options.codec), load_vae(options.painter)
     codec.set_diffusion_view_("spatial", 1)
     inner, outer = (model.diffusion_view.spectral_crop for model in (painter, codec))
-    if outer <= inner:
+    if any(o < i for o, i in zip(outer, inner, strict=True)) or outer == inner:
         parser.error(f"the codec's spectral crop {outer} must be larger than the painter's {inner}")
     some = sample_images(train_images, options.train_images + options.images, seed=0)
     some, images = some.tensor_split([options.train_images])
@@ -141,9 +141,9 @@ def main() -> None:
     reference = map(to_uint8, sample_batches(validation, len(validation), seed=0, num_workers=0))
     wanted, _, real, _ = look_at(reference, extractor, None, 0)
     rows = [images[:SHOWN]]
-    for name, make in ways(codec, painter, model, options.num_inference_steps).items():
+    for name, (latents, make) in ways(codec, painter, model, images, options.num_inference_steps).items():
         start = time.monotonic()
-        made = torch.cat([make(part) for part in images.split(100)])
+        made = torch.cat([make(part) for part in latents.split(100)])
         seconds = time.monotonic() - start
         rows.append(made[:SHOWN])
         spectrum, _, found, _ = look_at(to_uint8(made).split(100), extractor, None, 0)
@@ -157,25 +157,26 @@ def main() -> None:
         save_grid(torch.cat(rows) / 2 + 0.5, options.output, SHOWN, 3)
 
 
-def ways(codec: FQModel, painter: FQModel, model: Details, steps: int) -> dict[str, Callable]:
-    """How images (B, c, H, W) in [-1, 1] come back from their latents: from all, and twice from the low ones alone."""
+def ways(
+    codec: FQModel, painter: FQModel, model: Details, images: torch.Tensor, steps: int
+) -> dict[str, tuple[torch.Tensor, Callable]]:
+    """Diffusion latents (n, C, H, W) of images, and what makes images of them: of all, and twice of the low ones."""
     generator = torch.Generator().manual_seed(0)
+    whole, low = (
+        torch.cat([encode_images(vae, part, "unquantized") for part in images.split(100)]) for vae in (codec, painter)
+    )
 
     def decode(latents: torch.Tensor) -> torch.Tensor:
         return codec.decode(codec.from_diffusion_latents(latents), force_not_quantize=True).sample
 
-    def whole(images: torch.Tensor) -> torch.Tensor:
-        return decode(encode_images(codec, images, "unquantized"))
+    def cascade(latents: torch.Tensor) -> torch.Tensor:
+        return decode(model.sample(model.split(latents)[0], steps))
 
-    def cascade(images: torch.Tensor) -> torch.Tensor:
-        low, _ = model.split(encode_images(codec, images, "unquantized"))
-        return decode(model.sample(low, steps))
-
-    def paint(images: torch.Tensor) -> torch.Tensor:
-        latents = painter.from_diffusion_latents(encode_images(painter, images, "unquantized"))
+    def paint(latents: torch.Tensor) -> torch.Tensor:
+        latents = painter.from_diffusion_latents(latents)
         return painter.decode(latents, force_not_quantize=True, generator=generator).sample
 
-    return {"codec": whole, "cascade": cascade, "painter": paint}
+    return {"codec": (whole, decode), "cascade": (whole, cascade), "painter": (low, paint)}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import pytest
 import timm
@@ -15,6 +16,7 @@ from fq_ldm.adversarial import (
     feature_distance,
     feature_matching,
     generator_loss,
+    gradient_norm,
     gradient_penalty,
     spectral_loss,
 )
@@ -72,7 +74,9 @@ def test_the_gradient_penalty_of_a_linear_discriminator_is_half_its_squared_norm
 
 def test_losses_are_balanced_by_their_gradients():
     weight = nn.Parameter(torch.tensor([3.0, 4.0]))
-    assert balance(6 * weight.sum(), 2 * weight.sum(), weight).item() == pytest.approx(3, rel=1e-3)
+    norms = [gradient_norm(factor * weight.sum(), weight) for factor in (6, 2)]
+    assert norms[0].item() == pytest.approx(6 * math.sqrt(2))
+    assert balance(*norms).item() == pytest.approx(3, rel=1e-3)
 
 
 def test_layers_are_free_where_nothing_norms_them():
@@ -107,7 +111,7 @@ def network_file(tmp_path_factory):
 
 
 def test_features_are_those_of_the_network(network_file):
-    network = FeatureNetwork(NETWORK, str(network_file))
+    network = FeatureNetwork(NETWORK, (32, 32), str(network_file))
     whole = timm.create_model(NETWORK, pretrained=True, pretrained_cfg_overlay=dict(file=str(network_file))).eval()
     images = torch.rand(2, 3, 32, 32) * 2 - 1
     mean, std = (torch.tensor(whole.pretrained_cfg[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
@@ -145,13 +149,27 @@ def test_heads_judge_each_level_and_keep_their_mixtures():
     ("name", "weights", "error", "message"),
     [
         ("eyes", None, ValueError, "perceptual_network: timm has no network eyes"),
-        (NETWORK, "none.safetensors", FileNotFoundError, "perceptual_network_weights: none.safetensors cannot be read"),
+        (NETWORK, "none.safetensors", FileNotFoundError, "perceptual_network_weights: there is no file none.safe"),
         (NETWORK, "other.safetensors", ValueError, "perceptual_network_weights: other.safetensors does not hold"),
-        (NETWORK, None, FileNotFoundError, "give a file with timm's weights of test_efficientnet"),
+        (NETWORK, "broken.safetensors", ValueError, "perceptual_network_weights: broken.safetensors does not hold"),
+        (NETWORK, None, FileNotFoundError, r"those of test_efficientnet cannot be had \(no network\); give a file"),
+        ("mnasnet_050", None, ValueError, "perceptual_network: timm has no weights of mnasnet_050"),
+        (
+            "test_convnext",
+            "large.safetensors",
+            ValueError,
+            r"test_convnext does not see images of \(32, 32\) at 4 sizes",
+        ),
     ],
 )
 def test_a_network_that_cannot_be_had(tmp_path, monkeypatch, name, weights, error, message):
+    def fail(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", fail)
     monkeypatch.chdir(tmp_path)
     save_file({"some": torch.zeros(2)}, "other.safetensors")
+    Path("broken.safetensors").write_bytes(b"no weights")
+    save_file(timm.create_model("test_convnext").state_dict(), "large.safetensors")
     with pytest.raises(error, match=message):
-        FeatureNetwork(name, weights)
+        FeatureNetwork(name, (32, 32), weights)

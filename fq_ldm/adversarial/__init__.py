@@ -1,11 +1,18 @@
 """Training a decoder against a discriminator."""
 
 from .discriminator import PatchDiscriminator
-from .features import FEATURES_SMALLEST, FeatureDiscriminator, FeatureNetwork, feature_distance
-from .losses import balance, discriminator_loss, feature_matching, generator_loss, gradient_penalty, spectral_loss
+from .features import FeatureDiscriminator, FeatureNetwork, feature_distance
+from .losses import (
+    balance,
+    discriminator_loss,
+    feature_matching,
+    generator_loss,
+    gradient_norm,
+    gradient_penalty,
+    spectral_loss,
+)
 
 __all__ = [
-    "FEATURES_SMALLEST",
     "FeatureDiscriminator",
     "FeatureNetwork",
     "PatchDiscriminator",
@@ -14,6 +21,7 @@ __all__ = [
     "feature_distance",
     "feature_matching",
     "generator_loss",
+    "gradient_norm",
     "gradient_penalty",
     "spectral_loss",
 ]

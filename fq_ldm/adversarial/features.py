@@ -2,16 +2,26 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
-import timm
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 LEVELS = 4  # the first four sizes that the network has features of
-FEATURES_SMALLEST = 32  # pixels: those of the last one are 2x2 then
+SMALLEST_LEVEL = 2  # pixels, since heads halve it
 HEAD_WIDTH = 64
+UNREADABLE = (
+    RuntimeError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    SafetensorError,
+)  # any other file
 
 
 class FeatureNetwork:
@@ -19,34 +29,37 @@ class FeatureNetwork:
 
     Args:
         name: of the architecture, as timm has it.
+        size: (H, W), of the images.
         weights: file with its weights, under timm's names; None to download those that timm names.
         device: where it runs.
 
+    Attributes:
+        channels: of each level.
+
     Raises:
-        ValueError: if timm has no such network, or the file does not hold its weights.
+        ValueError: if timm has no such network, or none that was trained, if the file does not hold its weights, or if
+            it has no features of images of this size at four sizes.
         FileNotFoundError: if there is no such file, or the download fails.
     """
 
-    def __init__(self, name: str, weights: str | None = None, device: torch.device | str = "cpu"):
-        if not timm.is_model(name):
-            raise ValueError(f"perceptual_network: timm has no network {name}")
-        source = None if weights is None else dict(file=weights)
-        try:
-            network = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=source)
-        except OSError as error:
-            where = f"{weights} cannot be read" if weights else f"those of {name} cannot be had"
-            reason = " ".join(str(error).split())[:200]
-            raise FileNotFoundError(
-                f"perceptual_network_weights: {where} ({reason}); give a file with timm's weights of {name}"
-            ) from error
-        except (RuntimeError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"perceptual_network_weights: {weights} does not hold {name} ({reason})") from error
+    def __init__(
+        self, name: str, size: tuple[int, int], weights: str | None = None, device: torch.device | str = "cpu"
+    ):
+        network = _load(name, weights)
         self.network = network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
         mean, std = (torch.tensor(network.pretrained_cfg[key], device=device) for key in ("mean", "std"))
         self.mean, self.std = mean.view(1, 3, 1, 1), std.view(1, 3, 1, 1)
-        with torch.no_grad():
-            self.channels = [level.shape[1] for level in self(torch.zeros(1, 3, *2 * [FEATURES_SMALLEST]).to(device))]
+        try:
+            with torch.no_grad():
+                levels = self(torch.zeros(1, 3, *size, device=device))
+        except (AssertionError, *UNREADABLE):  # of other sizes alone, of fewer levels, or none
+            levels = []
+        if not levels or any(level.dim() != 4 or min(level.shape[-2:]) < SMALLEST_LEVEL for level in levels):
+            raise ValueError(
+                f"perceptual_network: {name} does not see images of {tuple(size)} at {LEVELS} sizes of "
+                f"{SMALLEST_LEVEL} pixels and more: take another network, or larger images"
+            )
+        self.channels = [level.shape[1] for level in levels]
 
     def __call__(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Images (B, 1 or 3, H, W) in [-1, 1] -> features (B, C_i, H_i, W_i) of each level, float32."""
@@ -56,6 +69,31 @@ class FeatureNetwork:
                 images.contiguous(memory_format=torch.channels_last),
                 indices=list(range(LEVELS)), intermediates_only=True, stop_early=True,
             )  # fmt: skip
+
+
+def _load(name: str, weights: str | None) -> nn.Module:
+    import timm  # seconds, which other runs need not wait for
+
+    if not timm.is_model(name):
+        raise ValueError(f"perceptual_network: timm has no network {name}")
+    if weights is not None and not Path(weights).is_file():
+        raise FileNotFoundError(f"perceptual_network_weights: there is no file {weights}; get timm's weights of {name}")
+    try:
+        return timm.create_model(
+            name, pretrained=True, pretrained_cfg_overlay=None if weights is None else dict(file=weights)
+        )
+    except OSError as error:
+        raise FileNotFoundError(
+            f"perceptual_network_weights: those of {name} cannot be had ({_short(error)}); give a file with them"
+        ) from error
+    except UNREADABLE as error:
+        if weights is None:
+            raise ValueError(f"perceptual_network: timm has no weights of {name} ({_short(error)})") from error
+        raise ValueError(f"perceptual_network_weights: {weights} does not hold {name} ({_short(error)})") from error
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def feature_distance(real: Sequence[torch.Tensor], painted: Sequence[torch.Tensor]) -> torch.Tensor:

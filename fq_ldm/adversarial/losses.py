@@ -48,8 +48,11 @@ def gradient_penalty(discriminator: nn.Module, images: torch.Tensor) -> torch.Te
     return gradient.square().sum((1, 2, 3)).mean() / 2
 
 
-def balance(reconstruction_loss: torch.Tensor, adversarial_loss: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """The ratio of the two losses' gradients at the decoder's last weight (VQGAN, Esser et al. 2021, equation 7)."""
-    ours = torch.autograd.grad(reconstruction_loss, weight, retain_graph=True)[0].norm()
-    theirs = torch.autograd.grad(adversarial_loss, weight, retain_graph=True)[0].norm()
-    return (ours / (theirs + 1e-4)).clamp(0, LARGEST_BALANCE).detach()
+def gradient_norm(loss: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The norm of a loss's gradient at one weight; its graph stays."""
+    return torch.autograd.grad(loss, weight, retain_graph=True)[0].norm()
+
+
+def balance(reconstruction: torch.Tensor, adversarial: torch.Tensor) -> torch.Tensor:
+    """The ratio of two losses' `gradient_norm` at the decoder's last weight (VQGAN, Esser et al. 2021, equation 7)."""
+    return (reconstruction / (adversarial + 1e-4)).clamp(0, LARGEST_BALANCE).detach()

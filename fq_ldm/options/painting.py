@@ -75,6 +75,10 @@ class PaintingConfig:
               "keeps what start_from gives: give that too")  # fmt: skip
         check(self.discriminator_from is None or self.adversarial_weight > 0, "discriminator_from",
               self.discriminator_from, "is for an adversarial_weight above 0")  # fmt: skip
+        for name in ("perceptual_network", "perceptual_network_weights"):
+            value, unused = getattr(self, name), self.perceptual_weight == self.projected_weight == 0
+            check(not unused or value == getattr(PaintingConfig, name), name, value,
+                  "is for a perceptual_weight or a projected_weight above 0")  # fmt: skip
         check(0 <= self.adversarial_start < 1, "adversarial_start", self.adversarial_start,
               "must be a share of the run, in 0 .. 1 and before its end")  # fmt: skip
         decay = self.decoder_ema_decay

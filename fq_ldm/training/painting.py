@@ -9,11 +9,11 @@ from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 
 from ..adversarial import (
-    FEATURES_SMALLEST,
     FeatureNetwork,
     PatchDiscriminator,
     balance,
     feature_distance,
+    gradient_norm,
     spectral_loss,
 )
 from ..diffusion import open_vae
@@ -73,16 +73,18 @@ class PaintingLoss:
             distance = self.lpips.distance(painted, images).mean()
             near = near + options.lpips_weight * distance
             shown["lpips"] = distance.detach()
+        joined = batch.share >= options.adversarial_start
         seen = None
-        if self.network is not None:
+        if options.perceptual_weight or (self.heads is not None and joined):
             with torch.no_grad():
                 real = self.network(images)
             seen = real, self.network(painted)
+        if options.perceptual_weight:
             distance = feature_distance(*seen)
             near = near + options.perceptual_weight * distance
             shown["perceptual"] = distance.detach()
         loss = near
-        if batch.share >= options.adversarial_start:
+        if joined:
             judged, found = self._judge(near, images, painted, seen)
             loss, shown = loss + judged, shown | found
         if options.spectral_weight:  # after the balance
@@ -95,24 +97,24 @@ class PaintingLoss:
         self, near: torch.Tensor, images: torch.Tensor, painted: torch.Tensor, seen: tuple[list, list] | None
     ) -> tuple[torch.Tensor | float, dict]:
         """What the adversaries add to the loss, and what is shown of them, which learn by the way."""
-        loss, shown, options = 0.0, {}, self.options
+        terms, shown, options = [], {}, self.options
         if self.adversary is not None:
             shown |= self.adversary.train(images, painted)
             adversarial, distance = self.adversary.judge(images, painted)
-            loss = self._weigh(near, adversarial, options.adversarial_weight)
-            loss = loss + options.feature_matching_weight * distance
+            terms.append((options.adversarial_weight, adversarial))
             shown |= {"adversarial_loss": adversarial.detach(), "feature_matching": distance.detach()}
         if self.heads is not None:
             shown |= self.heads.train(*seen)
-            adversarial = self.heads.judge(seen[1])
-            loss = loss + self._weigh(near, adversarial, options.projected_weight)
-            shown["projected_loss"] = adversarial.detach()
+            terms.append((options.projected_weight, self.heads.judge(seen[1])))
+            shown["projected_loss"] = terms[-1][1].detach()
+        if options.adaptive_weight and terms:
+            last = self.model.decoder.conv_out.weight
+            ours = gradient_norm(near, last)
+            terms = [(weight * balance(ours, gradient_norm(term, last)), term) for weight, term in terms]
+        loss = sum(weight * term for weight, term in terms)
+        if self.adversary is not None:
+            loss = loss + options.feature_matching_weight * distance
         return loss, shown
-
-    def _weigh(self, near: torch.Tensor, adversarial: torch.Tensor, weight: float) -> torch.Tensor:
-        if self.options.adaptive_weight:
-            weight = weight * balance(near, adversarial, self.model.decoder.conv_out.weight)
-        return weight * adversarial
 
     def _paint(self, prepared: Callable, images: torch.Tensor, generator: torch.Generator) -> FQDecoderOutput:
         noise = None
@@ -142,7 +144,8 @@ def make_objective(
         training: the options of the run.
 
     Raises:
-        UserError: for a model that is not trained by equation 1.
+        UserError: for a model that is not trained by equation 1, for options that do not go with one another or with
+            the size of the images, and for networks that cannot be had.
     """
     if not painting.active:
         return PlainLoss(model)
@@ -153,15 +156,16 @@ def make_objective(
         )
     if training.compile:
         raise UserError("compile: does not go with a decoder that is trained to paint, whose noise has a generator")
+    if discriminator is not None or painting.projected_weight:
+        # The scaler changes its scale at a discriminator's steps, between batches whose gradients are added up.
+        check(accelerator.mixed_precision != "fp16" or training.gradient_accumulation_steps == 1,
+              "gradient_accumulation_steps", training.gradient_accumulation_steps,
+              "does not go with a discriminator in fp16: take bf16, or larger batches")  # fmt: skip
     adversary = None
     if discriminator is not None:
         layers, most = len(painting.discriminator_block_out_channels), min(model.sample_size).bit_length() - 1
         check(layers <= most, "discriminator_block_out_channels", f"{layers} numbers",
               f"halve the image each: images of {model.sample_size} allow {most}")  # fmt: skip
-        # The scaler changes its scale at the discriminator's steps, between batches whose gradients are added up.
-        check(accelerator.mixed_precision != "fp16" or training.gradient_accumulation_steps == 1,
-              "gradient_accumulation_steps", training.gradient_accumulation_steps,
-              "does not go with a discriminator in fp16: take bf16, or larger batches")  # fmt: skip
         adversary = Adversary(accelerator, painting, training, discriminator)
     lpips = _load_lpips(model, painting, accelerator.device) if painting.lpips_weight else None
     network = heads = None
@@ -173,10 +177,10 @@ def make_objective(
 
 
 def _load_network(model: TokenAutoencoder, painting: PaintingConfig, device: torch.device) -> FeatureNetwork:
-    check(min(model.sample_size) >= FEATURES_SMALLEST, "perceptual_network", f"images of {model.sample_size}",
-          f"is for images of at least {FEATURES_SMALLEST} pixels")  # fmt: skip
     try:
-        return FeatureNetwork(painting.perceptual_network, painting.perceptual_network_weights, device)
+        return FeatureNetwork(
+            painting.perceptual_network, model.sample_size, painting.perceptual_network_weights, device
+        )
     except (ValueError, FileNotFoundError) as error:
         raise UserError(str(error)) from error
 
@@ -222,5 +226,8 @@ def open_start_(painting: PaintingConfig, model: TokenAutoencoder) -> list[str]:
     if painting.freeze_taken and not taken:
         raise UserError(f"freeze_taken: {painting.start_from} gives nothing that this decoder could keep")
     if painting.freeze_taken and "decoder.conv_out.weight" in taken:
-        raise UserError(f"freeze_taken: {painting.start_from} gives the decoder to its end: nothing is left to train")
+        raise UserError(
+            f"freeze_taken: {painting.start_from} gives the decoder's last layer, where losses are weighed: leave the "
+            "option out"
+        )
     return taken
