@@ -15,6 +15,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from conftest import TINY, smooth_images
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 from pretend_gpu import CUDA, DeviceMixError, pretend_gpu
+from test_adversarial import NETWORK, network_file  # noqa: F401  (a fixture)
 from test_baselines import MODELS
 from test_scripts import LDM_OPTIONS, VAE_OPTIONS, to_flags
 
@@ -69,6 +70,10 @@ PACKAGED = ("ema", "residual")  # how often these wait is a matter of the packag
 PAINTING = dict(
     painter_block_out_channels=[4, 8], latent_noise=0.1, adversarial_weight=0.1, adversarial_start=0.1,
     discriminator_block_out_channels=[4, 8], gradient_penalty_weight=0.1, decoder_ema_decay=0.9,
+)  # fmt: skip
+SEEING = dict(
+    resolution=32, convert_images="true", painter_block_out_channels=[4, 4, 8], perceptual_weight=1,
+    projected_weight=0.5, perceptual_network=NETWORK,
 )  # fmt: skip
 STEPS = 5
 LOGGED_STEP = 3
@@ -322,6 +327,14 @@ def test_train_vae(image_folder, tmp_path, precision, expect):
 def test_train_vae_against_a_discriminator(image_folder, tmp_path, precision, expect):
     options = {**VAE_OPTIONS, "dataset": image_folder, "output_dir": tmp_path / "vae", "mixed_precision": precision}
     options |= PAINTING
+    expect_steps(expect, f"train_vae, painting, {precision}", *run_script(train_vae, **options, random_flip="true"))
+    assert (tmp_path / "vae" / "metrics.json").is_file()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_train_vae_against_what_a_network_sees(image_folder, network_file, tmp_path, precision, expect):  # noqa: F811
+    options = {**VAE_OPTIONS, "dataset": image_folder, "output_dir": tmp_path / "vae", "mixed_precision": precision}
+    options |= {**PAINTING, **SEEING, "perceptual_network_weights": network_file}
     expect_steps(expect, f"train_vae, painting, {precision}", *run_script(train_vae, **options, random_flip="true"))
     assert (tmp_path / "vae" / "metrics.json").is_file()
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from conftest import TINY, smooth_images
 from diffusers import DDPMScheduler, UNet2DModel
-from test_device import PAINTING, initialised
+from test_adversarial import network_file  # noqa: F401  (a fixture)
+from test_device import PAINTING, SEEING, initialised
 from test_optimizer import trained
 from test_scripts import LDM_OPTIONS, VAE_OPTIONS, call  # noqa: F401  (a fixture)
 from timm.optim import Muon
@@ -137,11 +138,12 @@ def test_the_same_seed_gives_the_same_pictures(exact):
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
-def test_both_scripts(image_folder, tmp_path, call, precision):  # noqa: F811
+def test_both_scripts(image_folder, network_file, tmp_path, call, precision):  # noqa: F811
     common = dict(dataset=image_folder, max_train_steps=4, mixed_precision=precision, report_to="none")
     common |= dict(checkpointing_steps=2, random_flip=True)
-    for name, options in {"codec": {}, "painter": PAINTING}.items():
-        status, _, errors = call(train_vae.main, output_dir=name, **common, **VAE_OPTIONS, **options)
+    seeing = {**PAINTING, **SEEING, "perceptual_network_weights": network_file}
+    for name, options in {"codec": {}, "painter": PAINTING, "seeing": seeing}.items():
+        status, _, errors = call(train_vae.main, output_dir=name, **{**common, **VAE_OPTIONS, **options})
         assert status == 0, errors
     for optimizer in ("adamw", "muon"):
         options = dict(LDM_OPTIONS, optimizer=optimizer, vae="codec", output_dir=optimizer)
