@@ -33,6 +33,7 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
         class_names: of the classes that the UNet was trained with, or None. Its last class embedding stands for
             "none of them".
         class_shares: how often each class occurs in the training data.
+        num_inference_steps: by default, of a UNet that was trained for so many; None for those of the scheduler.
 
     Raises:
         ValueError: if the UNet's channels are not those of the diffusion latents, or its classes not those named.
@@ -52,6 +53,7 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
         quantize_samples: bool = True,
         class_names: list[str] | None = None,
         class_shares: list[float] | None = None,
+        num_inference_steps: int | None = None,
     ):
         super().__init__()
         channels = vqvae.diffusion_latent_shape[0]
@@ -67,7 +69,10 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
                 f"class_names and {len(class_shares or ())} class_shares"
             )
         self.register_modules(vqvae=vqvae, unet=unet, scheduler=scheduler)
-        self.register_to_config(quantize_samples=quantize_samples, class_names=class_names, class_shares=class_shares)
+        self.register_to_config(
+            quantize_samples=quantize_samples, class_names=class_names, class_shares=class_shares,
+            num_inference_steps=num_inference_steps,
+        )  # fmt: skip
         self._trained_schedule = schedule_of(scheduler)
         self._interrupt = False
 
@@ -102,7 +107,8 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
     @property
     def options(self) -> dict:
         """What `__init__` takes beside the components."""
-        return {name: self.config[name] for name in ("quantize_samples", "class_names", "class_shares")}
+        names = ("quantize_samples", "class_names", "class_shares", "num_inference_steps")
+        return {name: self.config[name] for name in names}
 
     @torch.no_grad()
     def __call__(
@@ -129,8 +135,8 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
 
         Args:
             num_images: how many; by default as many as `latents` or images are given, or 1.
-            num_inference_steps: denoising steps; by default those of the training (1000) for `DDPMScheduler`, as in the
-                paper, 20 for DPM-Solver and UniPC, and 50 for other schedulers.
+            num_inference_steps: denoising steps; by default those that the UNet was distilled for, or those of the
+                training (1000) for `DDPMScheduler`, as in the paper, 20 for DPM-Solver and UniPC, 50 for others.
             generator: one generator for the batch, or a list with one for each image. An image made with a
                 generator of its own does not depend on the batch it is made in.
             eta: noise added at each step, from 0 (none) to 1, for schedulers that have it (DDIM).
@@ -185,7 +191,7 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         latents = latents.to(device, torch.float32)  # schedulers that count in sigmas begin beyond float16's range
 
-        self.scheduler.set_timesteps(num_inference_steps or default_steps(self.scheduler), device=device)
+        self.scheduler.set_timesteps(num_inference_steps or self._own_steps(), device=device)
         noise, known, timesteps = latents, None, self.scheduler.timesteps
         self._interrupt = False
         if image is None:
@@ -228,6 +234,9 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
         both = torch.cat([labels, torch.full_like(labels, self.num_classes)])
         conditional, unconditional = self.unet(torch.cat([latents] * 2), t, class_labels=both).sample.chunk(2)
         return unconditional + scale * (conditional - unconditional)
+
+    def _own_steps(self) -> int:
+        return self.config.num_inference_steps or default_steps(self.scheduler)
 
     def _cooled(self, noise: torch.Tensor, temperature: float) -> torch.Tensor:
         return noise if temperature == 1 else self.vqvae.diffusion_view.temper(noise, temperature)

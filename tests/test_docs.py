@@ -18,6 +18,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.state import AcceleratorState
 from conftest import smooth_images, untrained_pipeline
+from safetensors.torch import save_file
 from torch.distributed.run import get_args_parser
 
 import reproduce
@@ -26,6 +27,7 @@ from fq_ldm.adversarial import FeatureNetwork
 from fq_ldm.evaluation import check_images, chosen_metrics
 from fq_ldm.models import take_tokens_
 from fq_ldm.options import LDM_CONFIGS, VAE_CONFIGS, DataConfig, EvaluationConfig, LDMConfig, UserError, parse_config
+from fq_ldm.training.adversary import open_discriminator
 from fq_ldm.training.vae import build_model
 from reproduction.experiments import EXPERIMENTS
 from reproduction.runs import Plan
@@ -174,6 +176,10 @@ def check_training(script, argv, workplace, trained, untrained_vae, capsys):
         *_, painting, _ = parse_config(argv, *VAE_CONFIGS)
         if painting.start_from is not None:
             link(workplace, painting.start_from, untrained_vae(vae_of(painting.start_from, trained))[1])
+        if painting.discriminator_from is not None:
+            data, _, of_run, _ = trained["train_vae.py"][str(Path(painting.discriminator_from).parent)]
+            assert of_run.adversarial_weight, f"no command of the pages trains {painting.discriminator_from}"
+            save_file(open_discriminator(of_run, data.channels).state_dict(), painting.discriminator_from)
     AcceleratorState._reset_state(reset_partial_state=True)
     main = {"train_vae.py": train_vae.main, "train_ldm.py": train_ldm.main}[script]
     main([*argv, "--dry_run", "true"])

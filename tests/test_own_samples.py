@@ -12,8 +12,9 @@ from test_scripts import LDM_OPTIONS, call, pipeline, run, vae  # noqa: F401 - f
 
 import train_ldm
 from fq_ldm import FQLDMPipeline
-from fq_ldm.diffusion import build_scheduler, discriminative_loss
+from fq_ldm.diffusion import build_scheduler, discriminative_loss, distilled_scheduler, fast_scheduler
 from fq_ldm.options import LDMConfig
+from fq_ldm.training.own_samples import OwnWays
 
 SCHEDULER = build_scheduler(LDMConfig(prediction_type="v_prediction", beta_schedule="squaredcos_cap_v2"))
 OPTIONS = {
@@ -134,9 +135,62 @@ def test_what_is_told_apart_are_samples_of_the_pipeline(image_folder, vae, pipel
     assert "own_samples: 12" in (tmp_path / "whole" / "training_config.yaml").read_text()
 
 
+def test_velocities_lead_where_the_way_went():
+    """By the saved scheduler's own step, from the beginning of each of its steps to any other latents."""
+    scheduler = distilled_scheduler(SCHEDULER, 4)
+    ways = torch.randn(3, 5, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    own = OwnWays(ways, scheduler)
+    scheduler.set_begin_index(0)
+    for step, t in enumerate(scheduler.timesteps):
+        here, there = ways[:, step], ways[:, step + 1]
+        velocity = own.velocities(here, there, torch.full((3,), step))
+        found = scheduler.step(velocity, t, here).prev_sample
+        torch.testing.assert_close(found, there, rtol=1e-3, atol=1e-3)
+    whole = fast_scheduler(SCHEDULER, "dpmsolver++")
+    whole.set_timesteps(20)
+    torch.testing.assert_close(scheduler.sigmas, torch.cat([whole.sigmas[:20:5], torch.zeros(1)]), rtol=1e-4, atol=0)
+    assert scheduler.timesteps.tolist() == whole.timesteps[::5].tolist()
+
+
+def test_the_loss_is_that_of_the_velocity():
+    ways = torch.randn(3, 5, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    own, generator = OwnWays(ways, distilled_scheduler(SCHEDULER, 4)), torch.Generator().manual_seed(1)
+    chosen = torch.randint(3, (8,), generator=torch.Generator().manual_seed(1))
+    step = torch.tensor([0, 1, 2, 3] * 2)
+    expected = (own.velocities(ways[chosen, step], ways[chosen, step + 1], step) - 0.5).square().mean()
+    loss, shown = own.loss(Constant(0.5), SCHEDULER, torch.zeros(8, 2, 4, 4), generator)
+    torch.testing.assert_close(loss, expected)
+    assert shown == {}
+
+
+def test_a_pipeline_of_few_steps(image_folder, vae, pipeline, tmp_path, call):  # noqa: F811
+    options = dict(OPTIONS, dataset=image_folder, vae=vae[0], start_from=pipeline[0], distill_steps=4)
+    status, _, err = call(train_ldm.main, output_dir=tmp_path / "out", max_train_steps=2, **options)
+    assert status == 0, err
+    ways = load_file(tmp_path / "out" / "latents" / "own_00000.safetensors")["items"]
+    assert ways.shape[:2] == (12, 5)
+    trained = FQLDMPipeline.from_pretrained(tmp_path / "out")
+    seen = []
+    trained(2, callback_on_step_end=lambda pipe, i, t, tensors: seen.append(int(t)) or tensors)
+    scheduler = distilled_scheduler(SCHEDULER, 4)
+    scheduler.set_timesteps(4)
+    assert seen == scheduler.timesteps.tolist()
+    assert FQLDMPipeline.from_pipe(trained).config.num_inference_steps == 4
+    started = FQLDMPipeline(
+        trained.vqvae, UNet2DModel.from_pretrained(pipeline[0], subfolder="unet"),
+        fast_scheduler(SCHEDULER, "dpmsolver++"), quantize_samples=False,
+    )  # fmt: skip
+    samples = started(12, 20, latents=ways[:, 0], output_type="latent").images
+    torch.testing.assert_close(ways[:, -1], samples, rtol=1e-4, atol=1e-4)
+    assert "4 steps of DDIM" in (tmp_path / "out" / "README.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (dict(distill_steps=3), "distill_steps: must divide 20, not 3"),
+        (dict(distill_steps=4, own_samples=0), "distill_steps: needs own_samples, not 4"),
+        (dict(distill_steps=4, prediction_type="epsilon"), "own_samples: have ways for a UNet of v_prediction alone"),
         (dict(start_from=None), "own_samples: are of the UNet that start_from gives: give it, not 12"),
         (dict(target="quantized"), "own_samples: need target unquantized"),
         (dict(unet_dropout=0.1), "own_samples: need unet_dropout 0"),

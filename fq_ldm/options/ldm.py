@@ -40,6 +40,11 @@ class LDMConfig:
     own_samples_beta: float = option(
         0.3, "how much a smaller error says of what is an image; the smaller, the further training goes from start_from"
     )
+    distill_steps: int = option(
+        0,
+        "keep the ways on which own_samples came from their noise, and train to go them in so many steps, as the saved "
+        "pipeline will; by default none",
+    )
     unet_block_out_channels: list[int] = option([128, 256, 512], "channels of the UNet's levels")
     unet_layers_per_block: int = option(2, "residual blocks in each level")
     unet_attention_levels: list[int] = option([1, 2], "levels with self-attention, counted from 0")
@@ -76,8 +81,10 @@ class LDMConfig:
     def __post_init__(self):
         check(min(self.unet_attention_levels, default=0) >= 0, "unet_attention_levels", self.unet_attention_levels,
               "must not be negative")  # fmt: skip
-        check_positive(self, but=("own_samples", "unet_attention_levels", "unet_dropout", "label_dropout", "ema_decay"))
-        check(self.own_samples >= 0, "own_samples", self.own_samples, "must not be negative")
+        zeros = ("own_samples", "distill_steps", "unet_attention_levels", "unet_dropout", "label_dropout", "ema_decay")
+        check_positive(self, but=zeros)
+        for name in ("own_samples", "distill_steps"):
+            check(getattr(self, name) >= 0, name, getattr(self, name), "must not be negative")
         check(0 <= self.unet_dropout < 1, "unet_dropout", self.unet_dropout, "must lie in 0 .. 1")
         check(0 <= self.label_dropout < 1, "label_dropout", self.label_dropout, "must lie in 0 .. 1")
         check(self.preview_inference_steps <= self.num_train_timesteps, "preview_inference_steps",

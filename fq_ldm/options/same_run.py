@@ -14,7 +14,7 @@ FREE_OPTIONS = {
 # What runs did that were begun before there was the option.
 BEFORE = {
     "optimizer": "adamw", "painter_outputs": 1, "painter_equalizer": False, "freeze_taken": False,
-    "discriminator_from": None, "own_samples": 0, "perceptual_weight": 0.0, "projected_weight": 0.0,
+    "discriminator_from": None, "own_samples": 0, "distill_steps": 0, "perceptual_weight": 0.0, "projected_weight": 0.0,
 }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from ..diffusion import (
 from ..models import TokenAutoencoder
 from ..options import LDMConfig, TrainingConfig
 from ..pipelines import FQLDMPipeline
-from .own_samples import OwnSamples
+from .own_samples import OwnSamples, OwnWays
 from .run import Batch
 
 
@@ -29,11 +29,11 @@ def make_loss(
     ldm: LDMConfig,
     flip: bool,
     num_classes: int,
-    own: OwnSamples | None = None,
+    own: OwnSamples | OwnWays | None = None,
 ):
     """The loss of a batch of images, or of what the cache keeps of them, alone or with their classes, for `train`.
 
-    With `own` samples it is how badly they are told from images, else the error of denoising.
+    With `own` samples it is how badly they are told from images, or made in few steps, else the error of denoising.
     """
 
     def compute_loss(prepared, batch: Batch) -> tuple[torch.Tensor, dict]:
@@ -47,8 +47,7 @@ def make_loss(
         else:
             latents = encode_images(vae, given, ldm.target, flip, generator)
         if own is not None:
-            loss, told_apart = own.loss(prepared, scheduler, latents, generator)
-            return loss, {"told_apart": told_apart}
+            return own.loss(prepared, scheduler, latents, generator)
         if labels is not None:
             labels = hide_labels(labels, ldm.label_dropout, num_classes, generator)
         loss = diffusion_loss(
@@ -66,24 +65,23 @@ def make_pipeline(
     names, shares = list(images.class_names), None
     if names:
         shares = (torch.bincount(images.labels, minlength=len(names)) / len(images)).tolist()
-    return FQLDMPipeline(vae, unet, scheduler, ldm.quantize_samples, names or None, shares)
+    return FQLDMPipeline(vae, unet, scheduler, ldm.quantize_samples, names or None, shares, ldm.distill_steps or None)
 
 
 def sample(pipeline: FQLDMPipeline, ldm: LDMConfig) -> torch.Tensor:
     """The same few images at every call, class after class: (n, c, H, W) in [0, 1]; the UNet is evaluated."""
     pipeline.unet.eval()
-    components = dict(
-        pipeline.components, scheduler=sampling_scheduler(pipeline.scheduler, ldm.preview_inference_steps)
+    steps = ldm.distill_steps or ldm.preview_inference_steps
+    of_steps = (
+        saved_scheduler(pipeline.scheduler, ldm) if ldm.distill_steps else sampling_scheduler(pipeline.scheduler, steps)
     )
-    pipeline = FQLDMPipeline(**components, **pipeline.options)
+    pipeline = FQLDMPipeline(**dict(pipeline.components, scheduler=of_steps), **pipeline.options)
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
     labels = None
     if pipeline.num_classes:
         labels = [i % pipeline.num_classes for i in range(ldm.preview_images)]
-    return pipeline(
-        ldm.preview_images, ldm.preview_inference_steps, generator, output_type="pt", class_labels=labels
-    ).images
+    return pipeline(ldm.preview_images, steps, generator, output_type="pt", class_labels=labels).images
 
 
 def draw_samples(images: torch.Tensor, path: Path) -> np.ndarray:
@@ -114,7 +112,8 @@ def finish(pipeline: FQLDMPipeline, ldm: LDMConfig, config: TrainingConfig, metr
         folder,
         title=f"FQ-LDM on {Path(options['dataset']).name}",
         summary=f"Latent diffusion on the {latents} of an FQ-VAE: a UNet of {parameters / 1e6:.2f} M parameters on "
-        f"{shape}. The samples are not selected; {ldm.preview_inference_steps} steps of DPM-Solver++.",
+        f"{shape}. The samples are not selected; {ldm.distill_steps or ldm.preview_inference_steps} steps of "
+        f"{'DDIM' if ldm.distill_steps else 'DPM-Solver++'}.",
         picture="samples.png",
         usages=pipeline_usages(model_name(folder, options), other_scheduler, ldm.num_train_timesteps, names),
         metrics={**metrics, **of_tokens, "unet_parameters": parameters},

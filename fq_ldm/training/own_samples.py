@@ -1,4 +1,4 @@
-"""Training against own samples: a UNet learns to tell images from what it made of noise before."""
+"""Training on own samples: a UNet learns to tell images from what it made of noise, or to make it in fewer steps."""
 
 import copy
 from collections.abc import Callable
@@ -6,17 +6,18 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, UNet2DModel
+from diffusers.utils.torch_utils import randn_tensor
 from tqdm.auto import tqdm
 
-from ..diffusion import discriminative_loss, fast_scheduler, saved_scheduler
+from ..diffusion import SAMPLE_STEPS, discriminative_loss, distilled_scheduler, fast_scheduler, saved_scheduler
 from ..diffusion.latent_cache import digest, is_current, open_shard, write_shard
 from ..distributed import my_share, processes
 from ..options import LATENTS_FOLDER, LDMConfig, check
 from ..pipelines import FQLDMPipeline
 
-SAMPLE_STEPS = 20  # of DPM-Solver++
 SHARD_SAMPLES = 500
 BATCH = 100
 
@@ -42,13 +43,14 @@ class OwnSamples:
 
     def loss(
         self, model: torch.nn.Module, scheduler: DDPMScheduler, latents: torch.Tensor, generator: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, dict]:
         """`discriminative_loss` of latents (B, C, H, W) and as many samples, and the share of them told apart."""
         chosen = torch.randint(len(self.samples), (len(latents),), device=latents.device, generator=generator)
-        return discriminative_loss(
+        loss, told_apart = discriminative_loss(
             model, self._refer, scheduler, latents, self.samples[chosen], generator, self.ldm.own_samples_beta,
             self.ldm.timestep_sampling,
         )  # fmt: skip
+        return loss, {"told_apart": told_apart}
 
     @torch.no_grad()
     def _refer(self, noisy: torch.Tensor, timesteps: torch.Tensor):
@@ -56,8 +58,44 @@ class OwnSamples:
             return self.reference(noisy, timesteps)
 
 
+class OwnWays:
+    """The ways of a UNet from noise to samples, to be gone in few steps (after Luhman & Luhman 2021).
+
+    Args:
+        ways: latents (n, K + 1, C, H, W) where the K steps begin, and where the last one ends.
+        scheduler: `distilled_scheduler` of K steps.
+    """
+
+    def __init__(self, ways: torch.Tensor, scheduler: DPMSolverMultistepScheduler):
+        self.ways, self.steps = ways, ways.shape[1] - 1
+        scheduler.set_timesteps(self.steps, device=ways.device)
+        self.timesteps, sigmas = scheduler.timesteps, scheduler.sigmas.double().to(ways.device)
+        kept = (1 + sigmas.square()).rsqrt()
+        self._kept, self._noise = kept.float(), (sigmas * kept).float()
+
+    def loss(
+        self, model: torch.nn.Module, scheduler: DDPMScheduler, latents: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, dict]:
+        """Mean squared error of the velocities that take as many ways as latents (B, ...) one step on, by DDIM."""
+        chosen = torch.randint(len(self.ways), (len(latents),), device=latents.device, generator=generator)
+        step = torch.arange(len(latents), device=latents.device) % self.steps
+        here, there = self.ways[chosen, step], self.ways[chosen, step + 1]
+        velocity = model(here, self.timesteps[step]).sample
+        return F.mse_loss(velocity.float(), self.velocities(here, there, step)), {}
+
+    def velocities(self, here: torch.Tensor, there: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+        """With which DDIM (Song et al. 2021, equation 12) goes from one to the other: latents (B, C, H, W) all."""
+        kept, noise = self._kept.view(-1, 1, 1, 1), self._noise.view(-1, 1, 1, 1)
+        now, then = step, step + 1
+        straight = kept[then] * kept[now] + noise[then] * noise[now]
+        return (there - straight * here) / (noise[then] * kept[now] - kept[then] * noise[now])
+
+
 def check_own_samples(ldm: LDMConfig) -> None:
     """Raise a `UserError` if there is nothing to sample with, or something else would tell samples from images."""
+    check(ldm.distill_steps == 0 or ldm.own_samples > 0, "distill_steps", ldm.distill_steps, "needs own_samples")
+    check(ldm.distill_steps == 0 or SAMPLE_STEPS % ldm.distill_steps == 0, "distill_steps", ldm.distill_steps,
+          f"must divide {SAMPLE_STEPS}")  # fmt: skip
     if not ldm.own_samples:
         return
     for holds, rule in (
@@ -66,14 +104,15 @@ def check_own_samples(ldm: LDMConfig) -> None:
         (ldm.unet_dropout == 0, "need unet_dropout 0: it makes the errors larger than those of the UNet as it was"),
         (ldm.snr_gamma is None, "are told apart without weights: leave snr_gamma out"),
         (ldm.num_train_timesteps >= SAMPLE_STEPS, f"take {SAMPLE_STEPS} steps: give num_train_timesteps as many"),
+        (ldm.distill_steps == 0 or ldm.prediction_type == "v_prediction", "have ways for a UNet of v_prediction alone"),
     ):
         check(holds, "own_samples", ldm.own_samples, rule)
 
 
 def make_own_samples(
     accelerator: Accelerator, folder: Path, pipeline: FQLDMPipeline, ldm: LDMConfig, seed: int
-) -> OwnSamples:
-    """Latents sampled as the saved pipeline will sample, or those of an earlier start of the run.
+) -> OwnSamples | OwnWays:
+    """Latents sampled by DPM-Solver++, or those of an earlier start of the run; with `distill_steps` their ways too.
 
     Each process makes its share of the shards, which lie with the encoded images; what was interrupted goes on.
 
@@ -88,7 +127,11 @@ def make_own_samples(
         DataError: if a shard cannot be written or read.
     """
     pipeline.unet = copy.deepcopy(pipeline.unet).requires_grad_(False).eval().to(accelerator.device)
-    pipeline.scheduler = fast_scheduler(saved_scheduler(pipeline.scheduler, ldm))
+    distilled = distilled_scheduler(pipeline.scheduler, ldm.distill_steps) if ldm.distill_steps else None
+    if distilled is None:
+        pipeline.scheduler = fast_scheduler(saved_scheduler(pipeline.scheduler, ldm))
+    else:
+        pipeline.scheduler = fast_scheduler(pipeline.scheduler, "dpmsolver++")
     pipeline.set_progress_bar_config(disable=True)
     # Not the noise that `evaluate.py` takes with this seed, of which the UNet would know what comes out wrong. A
     # generator looks at the lowest 32 bits of its seed alone.
@@ -98,21 +141,36 @@ def make_own_samples(
     shards = [
         (folder / f"own_{number:05d}.safetensors", part) for number, part in enumerate(seeds.split(SHARD_SAMPLES))
     ]
-    key = _fingerprint(pipeline, seeds)
+    key = _fingerprint(pipeline, seeds, ldm.distill_steps)
     missing = [shard for shard in my_share(shards) if not is_current(shard[0], key)]
     for path, part in tqdm(missing, desc="own samples", disable=not (missing and processes().is_main_process)):
-        write_shard(path, torch.cat([_sample(pipeline, some) for some in part.split(BATCH)]), key)
+        write_shard(path, torch.cat([_sample(pipeline, some, ldm.distill_steps) for some in part.split(BATCH)]), key)
     accelerator.wait_for_everyone()
     samples = torch.cat([open_shard(path).get_tensor("items") for path, _ in shards]).to(accelerator.device)
+    if distilled is not None:
+        return OwnWays(samples, distilled)
     return OwnSamples(pipeline.unet, samples, ldm, accelerator.autocast)
 
 
-def _sample(pipeline: FQLDMPipeline, seeds: torch.Tensor) -> torch.Tensor:
+def _sample(pipeline: FQLDMPipeline, seeds: torch.Tensor, ways: int) -> torch.Tensor:
+    """Latents (n, C, H, W), or (n, ways + 1, C, H, W) with where so many parts of their ways begin."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
-    return pipeline(len(seeds), SAMPLE_STEPS, generators, output_type="latent").images.cpu()
+    noise = randn_tensor((len(seeds), *pipeline.vqvae.diffusion_latent_shape), generators)
+    passed = [noise]
+
+    def look(_, i, timestep, tensors):
+        if ways and (i + 1) % (SAMPLE_STEPS // ways) == 0:
+            passed.append(tensors["latents"].cpu())
+        return tensors
+
+    samples = pipeline(
+        len(seeds), SAMPLE_STEPS, generators, latents=noise, output_type="latent", callback_on_step_end=look
+    ).images.cpu()
+    return torch.stack(passed, 1) if ways else samples
 
 
-def _fingerprint(pipeline: FQLDMPipeline, seeds: torch.Tensor) -> str:
+def _fingerprint(pipeline: FQLDMPipeline, seeds: torch.Tensor, ways: int) -> str:
     """What the samples are of, in short."""
     public = {key: value for key, value in pipeline.scheduler.config.items() if key[0] != "_"}
-    return digest(f"{seeds.tolist()} {SAMPLE_STEPS} {sorted(public.items())}", pipeline.unet.state_dict())
+    said = f"{seeds.tolist()} {SAMPLE_STEPS} {sorted(public.items())} {ways}"
+    return digest(said, pipeline.unet.state_dict())
