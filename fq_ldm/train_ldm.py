@@ -20,7 +20,7 @@ from .diffusion.latent_cache import cache_latents
 from .options import LDM_CONFIGS, check, parse_config, resolved, run_script
 from .training.ldm import draw_samples, finish, make_loss, make_pipeline, sample
 from .training.loop import train
-from .training.own_samples import check_own_samples, make_own_samples
+from .training.own_samples import check_own_samples, check_start, make_own_samples
 from .training.setup import make_accelerator, make_loader, start_run
 from .training.sharding import whole_unet
 
@@ -51,10 +51,12 @@ def main(argv: list[str]) -> None:
     if ldm.start_from is not None:
         start_from_(unet, ldm.start_from)
     scheduler = build_scheduler(ldm)
+    if ldm.own_samples:
+        check_start(ldm, scheduler)
     ema = EMAModel([], decay=ldm.ema_decay, foreach=True) if ldm.use_ema else None  # `train` gives it the weights
     # On these images and for this target: the FQ-VAE may have its statistics from others (`train_vae.py --start_from`).
     measure_view_(vae, train_images, ldm.target)
-    if ldm.cache_latents:
+    if ldm.cache_latents and not ldm.distill_steps:  # which learns of no image
         wait = accelerator.wait_for_everyone
         train_data = cache_latents(folder, vae, train_images, ldm.target, data.random_flip, wait)
     else:

@@ -36,7 +36,8 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
         num_inference_steps: by default, of a UNet that was trained for so many; None for those of the scheduler.
 
     Raises:
-        ValueError: if the UNet's channels are not those of the diffusion latents, or its classes not those named.
+        ValueError: if the UNet's channels are not those of the diffusion latents, or its classes not those named,
+            or if there are more steps than in training.
     """
 
     model_cpu_offload_seq = "unet"
@@ -68,6 +69,9 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
                 f"the UNet has {embeddings} class embeddings, one of them for no class, but there are {named} "
                 f"class_names and {len(class_shares or ())} class_shares"
             )
+        most = scheduler.config.num_train_timesteps
+        if num_inference_steps is not None and not 1 <= num_inference_steps <= most:
+            raise ValueError(f"num_inference_steps must lie in 1 .. {most}, or be None, not {num_inference_steps}")
         self.register_modules(vqvae=vqvae, unet=unet, scheduler=scheduler)
         self.register_to_config(
             quantize_samples=quantize_samples, class_names=class_names, class_shares=class_shares,

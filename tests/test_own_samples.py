@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 from safetensors.torch import load_file
-from test_scripts import LDM_OPTIONS, call, pipeline, run, vae  # noqa: F401 - fixtures
+from test_scripts import LDM_OPTIONS, call, run, vae  # noqa: F401 - fixtures
 
 import train_ldm
 from fq_ldm import FQLDMPipeline
@@ -22,6 +22,15 @@ OPTIONS = {
     "save_scheduler": "dpm_solver_ode", "prediction_type": "v_prediction", "beta_schedule": "squaredcos_cap_v2",
     "lr_scheduler": "constant_with_warmup",
 }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pipeline(image_folder, vae, tmp_path_factory):  # noqa: F811
+    folder = tmp_path_factory.mktemp("ldm")
+    options = {name: value for name, value in OPTIONS.items() if name != "own_samples"}
+    options |= dict(dataset=image_folder, output_dir="pipeline", vae=vae[0], max_train_steps=2)
+    result = run("train_ldm.py", folder, **options)
+    return folder / "pipeline", result
 
 
 class Constant(torch.nn.Module):
@@ -135,10 +144,11 @@ def test_what_is_told_apart_are_samples_of_the_pipeline(image_folder, vae, pipel
     assert "own_samples: 12" in (tmp_path / "whole" / "training_config.yaml").read_text()
 
 
-def test_velocities_lead_where_the_way_went():
+@pytest.mark.parametrize("steps", [1, 4, 20])
+def test_velocities_lead_where_the_way_went(steps):
     """By the saved scheduler's own step, from the beginning of each of its steps to any other latents."""
-    scheduler = distilled_scheduler(SCHEDULER, 4)
-    ways = torch.randn(3, 5, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    scheduler = distilled_scheduler(SCHEDULER, steps)
+    ways = torch.randn(3, steps + 1, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     own = OwnWays(ways, scheduler)
     scheduler.set_begin_index(0)
     for step, t in enumerate(scheduler.timesteps):
@@ -148,25 +158,46 @@ def test_velocities_lead_where_the_way_went():
         torch.testing.assert_close(found, there, rtol=1e-3, atol=1e-3)
     whole = fast_scheduler(SCHEDULER, "dpmsolver++")
     whole.set_timesteps(20)
-    torch.testing.assert_close(scheduler.sigmas, torch.cat([whole.sigmas[:20:5], torch.zeros(1)]), rtol=1e-4, atol=0)
-    assert scheduler.timesteps.tolist() == whole.timesteps[::5].tolist()
+    torch.testing.assert_close(
+        scheduler.sigmas, torch.cat([whole.sigmas[: 20 : 20 // steps], torch.zeros(1)]), rtol=1e-4, atol=0
+    )
+    assert scheduler.timesteps.tolist() == whole.timesteps[:: 20 // steps].tolist()
 
 
 def test_the_loss_is_that_of_the_velocity():
     ways = torch.randn(3, 5, 2, 4, 4, generator=torch.Generator().manual_seed(0))
-    own, generator = OwnWays(ways, distilled_scheduler(SCHEDULER, 4)), torch.Generator().manual_seed(1)
-    chosen = torch.randint(3, (8,), generator=torch.Generator().manual_seed(1))
-    step = torch.tensor([0, 1, 2, 3] * 2)
+    own, same = OwnWays(ways, distilled_scheduler(SCHEDULER, 4)), torch.Generator().manual_seed(1)
+    chosen, first = torch.randint(3, (8,), generator=same), torch.randint(4, (1,), generator=same)
+    step = (first + torch.arange(8)) % 4
     expected = (own.velocities(ways[chosen, step], ways[chosen, step + 1], step) - 0.5).square().mean()
-    loss, shown = own.loss(Constant(0.5), SCHEDULER, torch.zeros(8, 2, 4, 4), generator)
+    loss, shown = own.loss(Constant(0.5), 8, torch.Generator().manual_seed(1))
     torch.testing.assert_close(loss, expected)
     assert shown == {}
 
 
+def test_small_batches_come_to_all_steps():
+    own, seen = OwnWays(torch.zeros(3, 5, 2, 4, 4), distilled_scheduler(SCHEDULER, 4)), set()
+
+    def model(here, timesteps):
+        seen.update(timesteps.tolist())
+        return Constant()(here, timesteps)
+
+    for seed in range(40):
+        own.loss(model, 1, torch.Generator().manual_seed(seed))
+    assert seen == set(own.timesteps.tolist())
+
+
 def test_a_pipeline_of_few_steps(image_folder, vae, pipeline, tmp_path, call):  # noqa: F811
     options = dict(OPTIONS, dataset=image_folder, vae=vae[0], start_from=pipeline[0], distill_steps=4)
-    status, _, err = call(train_ldm.main, output_dir=tmp_path / "out", max_train_steps=2, **options)
-    assert status == 0, err
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fq_ldm.training.ldm.encode_images", None)  # no image is needed
+        for folder, steps in (("out", 2), ("parts", 1), ("parts", 2)):
+            status, _, err = call(train_ldm.main, output_dir=tmp_path / folder, max_train_steps=steps, **options)
+            assert status == 0, err
+    whole, parts = (
+        load_file(tmp_path / folder / "unet" / "diffusion_pytorch_model.safetensors") for folder in ("out", "parts")
+    )
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
     ways = load_file(tmp_path / "out" / "latents" / "own_00000.safetensors")["items"]
     assert ways.shape[:2] == (12, 5)
     trained = FQLDMPipeline.from_pretrained(tmp_path / "out")
@@ -182,12 +213,20 @@ def test_a_pipeline_of_few_steps(image_folder, vae, pipeline, tmp_path, call):  
     )  # fmt: skip
     samples = started(12, 20, latents=ways[:, 0], output_type="latent").images
     torch.testing.assert_close(ways[:, -1], samples, rtol=1e-4, atol=1e-4)
-    assert "4 steps of DDIM" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "4 steps of DDIM" in card and "# 4 steps" in card and "DDPM" not in card.split("## Metrics")[0]
+    options |= dict(start_from=tmp_path / "out", output_dir=tmp_path / "again", max_train_steps=1)
+    status, _, err = call(train_ldm.main, **options)
+    assert status == 2 and "samples in 4 steps alone: give what it was made of" in err
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (
+            dict(beta_schedule="linear"),
+            "was trained with beta_schedule squaredcos_cap_v2, not linear: give",
+        ),
         (dict(distill_steps=3), "distill_steps: must divide 20, not 3"),
         (dict(distill_steps=4, own_samples=0), "distill_steps: needs own_samples, not 4"),
         (dict(distill_steps=4, prediction_type="epsilon"), "own_samples: have ways for a UNet of v_prediction alone"),

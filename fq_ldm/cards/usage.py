@@ -26,6 +26,17 @@ def vae_usages(name: str) -> dict[str, str]:
     return {PLAIN: f"{plain}\n{VAE}", PACKAGED: f"{packaged}\n{VAE}"}
 
 
+def few_steps_usages(name: str, steps: int) -> dict[str, str]:
+    """Lines that use a pipeline of this name whose UNet was distilled for so many steps: of no other scheduler."""
+    lines = f"images = pipeline(num_images=16).images  # {steps} steps"
+    plain = f'pipeline = DiffusionPipeline.from_pretrained("{name}", trust_remote_code=True)'
+    packaged = f'pipeline = FQLDMPipeline.from_pretrained("{name}")'
+    return {
+        PLAIN: f"from diffusers import DiffusionPipeline\n\n{plain}\n{lines}",
+        PACKAGED: f"from fq_ldm import FQLDMPipeline\n\n{packaged}\n{lines}",
+    }
+
+
 def pipeline_usages(name: str, other_scheduler: str, steps: int, class_names: list[str] | None) -> dict[str, str]:
     """Lines that use a pipeline of this name, for `save_card`.
 

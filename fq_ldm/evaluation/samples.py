@@ -1,5 +1,6 @@
 """Measuring the samples of a pipeline."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from ..pipelines.schedules import adds_noise
 from .classes import check_classes, judge_classes, labels_of, make_judge, spread_classes
 from .networks import make_extractor, one_line
 
+DEFAULT_STEPS = 50
 GRID_SAMPLES = 64  # in samples.png
 SHOWN_NEIGHBOURS = 12  # in neighbours.png
 NEIGHBOUR_BATCH = 512  # training images at a time
@@ -52,6 +54,8 @@ def evaluate_pipeline(
         UserError: if the weights of the feature extractor are missing, there are too few images, or too many steps; if
             the classes are not those of the pipeline.
     """
+    asked_steps = config.num_inference_steps or pipeline.config.num_inference_steps or DEFAULT_STEPS
+    config = replace(config, num_inference_steps=asked_steps)
     steps = pipeline.scheduler.config.num_train_timesteps
     check(config.num_inference_steps <= steps, "num_inference_steps", config.num_inference_steps, f"is at most {steps}")
     check_classes(pipeline, train_images, config)
@@ -107,7 +111,7 @@ def _sampling(pipeline: FQLDMPipeline, config: EvaluationConfig) -> dict:
     scheduler = pipeline.scheduler
     made = {"scheduler": type(scheduler).__name__, "num_inference_steps": config.num_inference_steps}
     if isinstance(scheduler, DPMSolverMultistepScheduler):  # DDPM keeps these for others, and does not use them
-        names = ["algorithm_type"]  # noise in steps, and their spacing, change every score
+        names = ["algorithm_type", "solver_order"]  # noise in steps, and their spacing, change every score
         if scheduler.config.use_exponential_sigmas:
             names += ["use_exponential_sigmas", "sigma_max", "sigma_min"]
         made |= {name: scheduler.config[name] for name in names if name in scheduler.config}

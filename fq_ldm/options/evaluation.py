@@ -42,7 +42,11 @@ class EvaluationConfig:
     unit_images: int = option(256, "images for unit_information, chosen at random")
     num_samples: int = option(10_000, "images that the pipeline generates")
     neighbour_samples: int = option(200, "samples whose nearest training images are looked up")
-    num_inference_steps: int = option(50, "denoising steps: of DDPM if as many as in training, else of DPM-Solver++")
+    num_inference_steps: int | None = option(
+        None,
+        "denoising steps: of DDPM if as many as in training, else of DPM-Solver++; by default those that the UNet was "
+        "distilled for, or 50",
+    )
     temperature: float = option(1.0, "of the samples: below 1, with DPM-Solver++ without noise, calmer and more alike")
     guidance_scale: float = option(1.0, "of classifier-free guidance, for pipelines with classes; 1 for none")
     guidance_interval: list[float] = option([0.0, 1.0], "guide between these shares of the noise only")

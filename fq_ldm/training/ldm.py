@@ -6,7 +6,16 @@ import numpy as np
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
-from ..cards import display_scale, model_name, pipeline_usages, push_to_hub, save_card, save_grid, save_metrics
+from ..cards import (
+    display_scale,
+    few_steps_usages,
+    model_name,
+    pipeline_usages,
+    push_to_hub,
+    save_card,
+    save_grid,
+    save_metrics,
+)
 from ..data import ImageDataset
 from ..diffusion import (
     diffusion_loss,
@@ -38,6 +47,8 @@ def make_loss(
 
     def compute_loss(prepared, batch: Batch) -> tuple[torch.Tensor, dict]:
         generator = batch.generator
+        if isinstance(own, OwnWays):
+            return own.loss(prepared, len(batch.data), generator)
         given, labels = batch.data if num_classes else (batch.data, None)
         if ldm.cache_latents:
             views = torch.randint(given.shape[1], (len(given),), device=given.device, generator=generator)
@@ -107,7 +118,12 @@ def finish(pipeline: FQLDMPipeline, ldm: LDMConfig, config: TrainingConfig, metr
         of_tokens["bits_per_image"] = pipeline.vqvae.bits_per_image
         latents, shape = f"quantized {latents}", f"{shape}, {pipeline.vqvae.bits_per_image:.0f} bits per image"
     names = pipeline.config.class_names
-    other_scheduler = "DPMSolverMultistepScheduler" if ldm.save_scheduler == "ddpm" else "DDPMScheduler"
+    name = model_name(folder, options)
+    if ldm.distill_steps:
+        usages = few_steps_usages(name, ldm.distill_steps)
+    else:
+        other_scheduler = "DPMSolverMultistepScheduler" if ldm.save_scheduler == "ddpm" else "DDPMScheduler"
+        usages = pipeline_usages(name, other_scheduler, ldm.num_train_timesteps, names)
     save_card(
         folder,
         title=f"FQ-LDM on {Path(options['dataset']).name}",
@@ -115,7 +131,7 @@ def finish(pipeline: FQLDMPipeline, ldm: LDMConfig, config: TrainingConfig, metr
         f"{shape}. The samples are not selected; {ldm.distill_steps or ldm.preview_inference_steps} steps of "
         f"{'DDIM' if ldm.distill_steps else 'DPM-Solver++'}.",
         picture="samples.png",
-        usages=pipeline_usages(model_name(folder, options), other_scheduler, ldm.num_train_timesteps, names),
+        usages=usages,
         metrics={**metrics, **of_tokens, "unet_parameters": parameters},
         options=options,
         script="train_ldm",

@@ -17,6 +17,7 @@ from ..diffusion.latent_cache import digest, is_current, open_shard, write_shard
 from ..distributed import my_share, processes
 from ..options import LATENTS_FOLDER, LDMConfig, check
 from ..pipelines import FQLDMPipeline
+from ..pipelines.schedules import schedule_of
 
 SHARD_SAMPLES = 500
 BATCH = 100
@@ -73,12 +74,12 @@ class OwnWays:
         kept = (1 + sigmas.square()).rsqrt()
         self._kept, self._noise = kept.float(), (sigmas * kept).float()
 
-    def loss(
-        self, model: torch.nn.Module, scheduler: DDPMScheduler, latents: torch.Tensor, generator: torch.Generator
-    ) -> tuple[torch.Tensor, dict]:
-        """Mean squared error of the velocities that take as many ways as latents (B, ...) one step on, by DDIM."""
-        chosen = torch.randint(len(self.ways), (len(latents),), device=latents.device, generator=generator)
-        step = torch.arange(len(latents), device=latents.device) % self.steps
+    def loss(self, model: torch.nn.Module, count: int, generator: torch.Generator) -> tuple[torch.Tensor, dict]:
+        """Mean squared error of the velocities that take so many ways one step on, all steps as often as can be."""
+        device = self.ways.device
+        chosen = torch.randint(len(self.ways), (count,), device=device, generator=generator)
+        first = torch.randint(self.steps, (1,), device=device, generator=generator)  # a batch may hold fewer than all
+        step = (first + torch.arange(count, device=device)) % self.steps
         here, there = self.ways[chosen, step], self.ways[chosen, step + 1]
         velocity = model(here, self.timesteps[step]).sample
         return F.mse_loss(velocity.float(), self.velocities(here, there, step)), {}
@@ -98,15 +99,30 @@ def check_own_samples(ldm: LDMConfig) -> None:
           f"must divide {SAMPLE_STEPS}")  # fmt: skip
     if not ldm.own_samples:
         return
-    for holds, rule in (
+    rules = [
         (ldm.start_from is not None, "are of the UNet that start_from gives: give it"),
-        (ldm.target == "unquantized", "need target unquantized: the codebook tells quantized latents from any sample"),
-        (ldm.unet_dropout == 0, "need unet_dropout 0: it makes the errors larger than those of the UNet as it was"),
-        (ldm.snr_gamma is None, "are told apart without weights: leave snr_gamma out"),
+        (ldm.target == "unquantized", "need target unquantized: samples are not of the codebook, which would tell"),
         (ldm.num_train_timesteps >= SAMPLE_STEPS, f"take {SAMPLE_STEPS} steps: give num_train_timesteps as many"),
-        (ldm.distill_steps == 0 or ldm.prediction_type == "v_prediction", "have ways for a UNet of v_prediction alone"),
-    ):
+    ]
+    if ldm.distill_steps:
+        rules += [(ldm.prediction_type == "v_prediction", "have ways for a UNet of v_prediction alone")]
+    else:
+        rules += [
+            (ldm.unet_dropout == 0, "need unet_dropout 0: it makes the errors larger than those of the UNet as it was"),
+            (ldm.snr_gamma is None, "are told apart without weights: leave snr_gamma out"),
+        ]
+    for holds, rule in rules:
         check(holds, "own_samples", ldm.own_samples, rule)
+
+
+def check_start(ldm: LDMConfig, scheduler: DDPMScheduler) -> None:
+    """Raise a `UserError` if the UNet in `start_from` was trained for another noise schedule, or for few steps."""
+    theirs = DDPMScheduler.load_config(ldm.start_from, subfolder="scheduler")
+    other = [f"{key} {theirs.get(key)}, not {value}" for key, value in schedule_of(scheduler).items()
+             if theirs.get(key) != value]  # fmt: skip
+    check(not other, "start_from", ldm.start_from, f"was trained with {', '.join(other)}: give the options that it had")
+    steps = FQLDMPipeline.load_config(ldm.start_from).get("num_inference_steps")
+    check(steps is None, "start_from", ldm.start_from, f"samples in {steps} steps alone: give what it was made of")
 
 
 def make_own_samples(
@@ -172,5 +188,5 @@ def _sample(pipeline: FQLDMPipeline, seeds: torch.Tensor, ways: int) -> torch.Te
 def _fingerprint(pipeline: FQLDMPipeline, seeds: torch.Tensor, ways: int) -> str:
     """What the samples are of, in short."""
     public = {key: value for key, value in pipeline.scheduler.config.items() if key[0] != "_"}
-    said = f"{seeds.tolist()} {SAMPLE_STEPS} {sorted(public.items())} {ways}"
-    return digest(said, pipeline.unet.state_dict())
+    said = f"{seeds.tolist()} {SAMPLE_STEPS} {sorted(public.items())}"
+    return digest(f"{said} {ways}" if ways else said, pipeline.unet.state_dict())
