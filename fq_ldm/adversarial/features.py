@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -71,7 +72,8 @@ class FeatureNetwork:
             )  # fmt: skip
 
 
-def _load(name: str, weights: str | None) -> nn.Module:
+def _load(name: str, weights: str | None) -> Any:
+    """A network with the methods that timm gives to its own."""
     import timm  # seconds, which other runs need not wait for
 
     if not timm.is_model(name):
@@ -129,6 +131,8 @@ class FeatureDiscriminator(nn.Module):
 
 class _Head(nn.Module):
     """Three convolutions, after a random mixture of all channels: a head could rest on the few that tell most."""
+
+    mixture: torch.Tensor
 
     def __init__(self, channels: int):
         super().__init__()
