@@ -45,6 +45,14 @@ def untrained_pipeline(vae: FQModel, num_train_timesteps: int, class_names: list
     return FQLDMPipeline(vae, unet, scheduler, class_names=class_names, class_shares=shares)
 
 
+@pytest.fixture(autouse=True)
+def threads():
+    """A script that is alone takes all cores: not for the tests after it, which share them with other processes."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def images() -> torch.Tensor:
     return smooth_images(64, 3, 8, 12)
