@@ -48,6 +48,14 @@ def stops_at(request, stop, step):
     return 15 if step == stop else 0
 
 
+def train_until(train, name, stop, **options):
+    """Stopped by SIGTERM at that step: a run of another length would have another schedule."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fq_ldm.training.interruption.StopRequest.agreed", partialmethod(stops_at, stop))
+        with pytest.raises(AssertionError):
+            train(name, **options)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -62,11 +70,7 @@ def test_a_stopped_run_ends_in_the_same_bits(train, tmp_path, changes):
     train("whole", max_train_steps=5, checkpointing_steps=5, **options)
     for stop in (1, 4):
         name = f"parts{stop}"
-        # A run of another length has another schedule: it is stopped, not ended.
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("fq_ldm.training.interruption.StopRequest.agreed", partialmethod(stops_at, stop))
-            with pytest.raises(AssertionError):
-                train(name, max_train_steps=5, checkpointing_steps=1, **options)
+        train_until(train, name, stop, max_train_steps=5, checkpointing_steps=1, **options)
         train(name, max_train_steps=5, checkpointing_steps=1, **options)
         for path in (WEIGHTS, *(f"checkpoints/step_00000005/{x}.safetensors" for x in ("model", "model_1", "ema"))):
             whole, parts = load_file(tmp_path / "whole" / path), load_file(tmp_path / name / path)
@@ -144,10 +148,7 @@ def test_only_what_is_new_is_trained(train, tmp_path):
         freeze_taken=True, max_train_steps=4, **frozen,
     )  # fmt: skip
     train("whole", **larger)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fq_ldm.training.interruption.StopRequest.agreed", partialmethod(stops_at, 2))
-        with pytest.raises(AssertionError):
-            train("parts", **larger)
+    train_until(train, "parts", 2, **larger)
     train("parts", **larger)
     small, whole, parts = (load_file(tmp_path / name / WEIGHTS) for name in ("small", "whole", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
@@ -241,10 +242,7 @@ def test_what_a_network_sees_joins_the_loss(train, network_file, tmp_path):  # n
         painter_block_out_channels=[4, 4, 8], painter_layers_per_block=[1, 1, 1], checkpointing_steps=1,
     )  # fmt: skip
     train("whole", **options)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fq_ldm.training.interruption.StopRequest.agreed", partialmethod(stops_at, 1))
-        with pytest.raises(AssertionError):
-            train("parts", **options)
+    train_until(train, "parts", 1, **options)
     start = load_file(tmp_path / "parts" / "checkpoints" / "step_00000001" / "model_1.safetensors")
     train("parts", **options)
     last = "checkpoints/step_00000003"

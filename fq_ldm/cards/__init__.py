@@ -4,13 +4,12 @@ from .card import model_name, save_card
 from .hub import CONFIG_FILE, check_hub, push_to_hub
 from .metrics_file import save_json, save_metrics
 from .pictures import display_scale, save_grid
-from .usage import few_steps_usages, pipeline_usages, vae_usages
+from .usage import pipeline_usages, vae_usages
 
 __all__ = [
     "CONFIG_FILE",
     "check_hub",
     "display_scale",
-    "few_steps_usages",
     "model_name",
     "pipeline_usages",
     "push_to_hub",

@@ -6,6 +6,7 @@ PACKAGED = "With the package fq_ldm, which runs none of it:"
 VAE = """tokens = model.tokenize(images)  # images (B, c, H, W) in [-1, 1] -> (B, U)
 reconstructions = model.detokenize(tokens)"""
 SAMPLING = {
+    None: "images = pipeline(num_images=16{label}).images  # {steps} steps",
     "DPMSolverMultistepScheduler": """images = pipeline(num_images=16{label}).images  # {steps} steps
 
 pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
@@ -26,32 +27,26 @@ def vae_usages(name: str) -> dict[str, str]:
     return {PLAIN: f"{plain}\n{VAE}", PACKAGED: f"{packaged}\n{VAE}"}
 
 
-def few_steps_usages(name: str, steps: int) -> dict[str, str]:
-    """Lines that use a pipeline of this name whose UNet was distilled for so many steps: of no other scheduler."""
-    lines = f"images = pipeline(num_images=16).images  # {steps} steps"
-    plain = f'pipeline = DiffusionPipeline.from_pretrained("{name}", trust_remote_code=True)'
-    packaged = f'pipeline = FQLDMPipeline.from_pretrained("{name}")'
-    return {
-        PLAIN: f"from diffusers import DiffusionPipeline\n\n{plain}\n{lines}",
-        PACKAGED: f"from fq_ldm import FQLDMPipeline\n\n{packaged}\n{lines}",
-    }
-
-
-def pipeline_usages(name: str, other_scheduler: str, steps: int, class_names: list[str] | None) -> dict[str, str]:
+def pipeline_usages(
+    name: str, other_scheduler: str | None, steps: int, class_names: list[str] | None
+) -> dict[str, str]:
     """Lines that use a pipeline of this name, for `save_card`.
 
     Args:
         name: folder or repository.
-        other_scheduler: the one to show beside that which it was saved with, a key of `SAMPLING`.
-        steps: of the training.
+        other_scheduler: the one to show beside that which it was saved with, a key of `SAMPLING`; None for a UNet that
+            was distilled for its own.
+        steps: of the training, or those that it was distilled for.
         class_names: of the classes to ask for.
     """
     label = f', class_labels="{class_names[0]}"' if class_names else ""
     lines = SAMPLING[other_scheduler].format(label=label, steps=steps)
     plain = f'pipeline = DiffusionPipeline.from_pretrained("{name}", trust_remote_code=True)'
     packaged = f'pipeline = FQLDMPipeline.from_pretrained("{name}")'
-    imports = ", ".join(sorted(["DiffusionPipeline", other_scheduler], key=str.lower))
+    others = [other_scheduler] if other_scheduler else []
+    imports = ", ".join(sorted(["DiffusionPipeline", *others], key=str.lower))
+    packaged_imports = "".join(f"from diffusers import {other}\n" for other in others)
     return {
         PLAIN: f"from diffusers import {imports}\n\n{plain}\n{lines}",
-        PACKAGED: f"from diffusers import {other_scheduler}\nfrom fq_ldm import FQLDMPipeline\n\n{packaged}\n{lines}",
+        PACKAGED: f"{packaged_imports}from fq_ldm import FQLDMPipeline\n\n{packaged}\n{lines}",
     }

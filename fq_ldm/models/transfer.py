@@ -61,7 +61,8 @@ def take_tokens_(model: TokenAutoencoder, source: TokenAutoencoder) -> list[str]
     decoder = _common_decoder(model, source)
     state = {name: value for name, value in theirs.items() if not name.startswith(NO_TOKENS)}
     state |= {name: theirs[their_name] for name, their_name in decoder.items()}
-    state |= {name: torch.zeros_like(model.state_dict()[name]) for name in _last_of_new_blocks(model, decoder)}
+    ours = model.state_dict()
+    state |= {name: torch.zeros_like(ours[name]) for name in _last_of_new_blocks(ours, decoder)}
     if source.sample_size != model.sample_size:
         state |= _resized(source, model)
     missing, unexpected = model.load_state_dict(state, strict=False)
@@ -101,11 +102,11 @@ def _common_decoder(model: TokenAutoencoder, source: TokenAutoencoder) -> dict[s
     return taken
 
 
-def _last_of_new_blocks(model: TokenAutoencoder, taken: dict[str, str]) -> list[str]:
+def _last_of_new_blocks(weights: dict, taken: dict[str, str]) -> list[str]:
     """The weights that end residual blocks, where a painter has more of them than the source at a size in common."""
     sizes = {name.split(".")[2] for name in taken if name.startswith("decoder.sizes.")}
     return [
-        name for name in model.state_dict()
+        name for name in weights
         if name.startswith("decoder.sizes.") and name.split(".")[2] in sizes and name not in taken
         and name.endswith(("conv2.weight", "conv2.bias"))
     ]  # fmt: skip

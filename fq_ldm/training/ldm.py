@@ -8,7 +8,6 @@ from diffusers import DDPMScheduler, UNet2DModel
 
 from ..cards import (
     display_scale,
-    few_steps_usages,
     model_name,
     pipeline_usages,
     push_to_hub,
@@ -118,12 +117,10 @@ def finish(pipeline: FQLDMPipeline, ldm: LDMConfig, config: TrainingConfig, metr
         of_tokens["bits_per_image"] = pipeline.vqvae.bits_per_image
         latents, shape = f"quantized {latents}", f"{shape}, {pipeline.vqvae.bits_per_image:.0f} bits per image"
     names = pipeline.config.class_names
-    name = model_name(folder, options)
+    other_scheduler = "DPMSolverMultistepScheduler" if ldm.save_scheduler == "ddpm" else "DDPMScheduler"
     if ldm.distill_steps:
-        usages = few_steps_usages(name, ldm.distill_steps)
-    else:
-        other_scheduler = "DPMSolverMultistepScheduler" if ldm.save_scheduler == "ddpm" else "DDPMScheduler"
-        usages = pipeline_usages(name, other_scheduler, ldm.num_train_timesteps, names)
+        other_scheduler = None
+    steps = ldm.distill_steps or ldm.num_train_timesteps
     save_card(
         folder,
         title=f"FQ-LDM on {Path(options['dataset']).name}",
@@ -131,7 +128,7 @@ def finish(pipeline: FQLDMPipeline, ldm: LDMConfig, config: TrainingConfig, metr
         f"{shape}. The samples are not selected; {ldm.distill_steps or ldm.preview_inference_steps} steps of "
         f"{'DDIM' if ldm.distill_steps else 'DPM-Solver++'}.",
         picture="samples.png",
-        usages=usages,
+        usages=pipeline_usages(model_name(folder, options), other_scheduler, steps, names),
         metrics={**metrics, **of_tokens, "unet_parameters": parameters},
         options=options,
         script="train_ldm",
