@@ -55,8 +55,12 @@ def token_parts(model: TokenAutoencoder, tokens: torch.Tensor) -> tuple[torch.Te
 
 
 def linear_images(model: TokenAutoencoder, latents: torch.Tensor) -> torch.Tensor:
-    """Latents (n, D, h, w) -> images (n, c, H, W), as the linear coder that the decoder is built around."""
-    return torch.einsum("dc,ndhw->nchw", model.color_transform, spectral_resize(latents, model.sample_size))
+    """Latents (n, D, h, w) -> images (n, c, H, W), as the linear coder that the decoder is built around.
+
+    Of learnt channels it knows nothing: they are no part of an image.
+    """
+    resized = spectral_resize(latents[:, : model.linear_channels], model.sample_size)
+    return torch.einsum("dc,ndhw->nchw", model.color_transform, resized)
 
 
 def filter_energy(model: TokenAutoencoder, tokens: list[int]) -> torch.Tensor:
@@ -88,7 +92,7 @@ def frequency_planes(model: TokenAutoencoder, chosen: list[int]) -> torch.Tensor
     shades = (0.5 + 0.5 * shades).expand(-1, 3)  # (D, 3): greyscale has one colour
     planes = []
     for group in [[token] for token in chosen] + [range(model.config.num_tokens)]:
-        energy = filter_energy(model, list(group))
+        energy = filter_energy(model, list(group))[: model.linear_channels]  # learnt ones have no colour
         plane = torch.zeros(len(energy), (2 * rows + 1) * (2 * columns + 1)).index_add(1, place, energy[:, inside])
         plane = (plane + plane.flip(1)).unflatten(1, (2 * rows + 1, 2 * columns + 1))  # a real wave has both signs
         total = plane.sum(0)

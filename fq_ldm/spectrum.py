@@ -204,3 +204,18 @@ def spectral_resize(latents: torch.Tensor, size: tuple[int, int]) -> torch.Tenso
         resized = packed.new_zeros(*packed.shape[:-1], size[0] * size[1])
         resized = resized.index_copy(-1, spectral_crop_index(tuple(size), old, packed.device), packed)
     return unpack_spectrum(resized.unflatten(-1, size))
+
+
+def resample(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """As `spectral_resize`, but with the values of an image, which keep their mean and not their norm.
+
+    Args:
+        images: real tensor (..., h, w), of any dtype; resampled in float32.
+        size: (h', w'); both at most, or both at least, (h, w).
+
+    Returns:
+        Tensor (..., h', w'), float32.
+    """
+    ratio = math.sqrt(math.prod(size) / math.prod(images.shape[-2:]))
+    with torch.autocast(images.device.type, enabled=False):
+        return spectral_resize(images.float(), size) * ratio

@@ -12,6 +12,7 @@ from .diffusion import (
     check_vae,
     choose_view,
     held_out_loss,
+    linear_channels,
     measure_view_,
     open_vae,
     start_from_,
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> None:
         accelerator.print(f"{len(classes)} classes by {data.label_column}: {', '.join(classes)}")
     unet = build_unet(ldm, vae.diffusion_latent_shape, len(classes))  # again, now that the seed is set
     if ldm.start_from is not None:
-        start_from_(unet, ldm.start_from)
+        start_from_(unet, ldm.start_from, None if ldm.own_samples else linear_channels(vae))
     scheduler = build_scheduler(ldm)
     if ldm.own_samples:
         check_start(ldm, scheduler)

@@ -7,14 +7,14 @@ from diffusers.training_utils import EMAModel
 
 from .data import BAD_IMAGES_FILE, load_images, random_flip, sample_batches, sample_images
 from .metrics.image import SSIM_WINDOW
-from .options import VAE_CONFIGS, DataError, check, parse_config, resolved, run_script
+from .options import VAE_CONFIGS, check, parse_config, resolved, run_script
 from .quantization.codebook import perplexity
 from .training.adversary import open_discriminator
 from .training.checkpoint import checkpoints
 from .training.loop import train
-from .training.painting import averaged, make_objective, open_start_
+from .training.painting import averaged, freeze_, make_objective, open_start_
 from .training.setup import make_accelerator, make_loader, start_run
-from .training.vae import PREVIEW_IMAGES, build_model, draw_reconstructions, finish, measure
+from .training.vae import PREVIEW_IMAGES, build_model, draw_reconstructions, find_tokens_, finish, measure, told_of
 
 USED_SHARE = 0.01  # in the progress bar, a code counts as used from this part of the mean usage on
 
@@ -26,6 +26,8 @@ def main(argv: list[str]) -> None:
     torch.manual_seed(config.seed)
     model = build_model(data, vae)
     taken = [] if painting.start_from is None else open_start_(painting, model)
+    freeze_(model, painting, taken)
+    learning = model.latents_learning
     discriminator = open_discriminator(painting, data.channels)
     start_run(config, options)
     if config.dry_run:
@@ -35,23 +37,18 @@ def main(argv: list[str]) -> None:
     folder = Path(config.output_dir)
     train_images, validation_images = load_images(data, folder / BAD_IMAGES_FILE)
     sample = sample_batches(train_images, vae.init_images, config.seed, data.dataloader_num_workers)
+    check(not learning or len(sample.dataset) * vae.num_tokens >= vae.num_vq_embeddings, "num_vq_embeddings",
+          vae.num_vq_embeddings, f"are more than the tokens of the first {len(sample.dataset)} images")  # fmt: skip
     if not checkpoints(folder / "checkpoints"):
         model.to(accelerator.device)
         if painting.start_from is not None:
-            weights = len(model.decoder.state_dict())
-            accelerator.print(f"start_from: the tokens, and {len(taken)} of the decoder's {weights} weights")
+            weights, kept = len(model.decoder.state_dict()), "linear channels" if learning else "tokens"
+            accelerator.print(f"start_from: the {kept}, and {len(taken)} of the decoder's {weights} weights")
         # The other processes get its weights and buffers with the first step.
         elif accelerator.is_main_process:
             print(f"initialising from {len(sample.dataset)} training images")
-            try:
+            with told_of(data.dataset):
                 model.initialize_(sample)
-            except ValueError as error:
-                raise DataError(f"{data.dataset}: {error}") from error
-    if painting.freeze_tokens:
-        model.freeze_tokens_()
-    if painting.freeze_taken:
-        for name in taken:
-            model.get_parameter(name).requires_grad_(False)
     shown = sample_images(validation_images, PREVIEW_IMAGES, seed=0)
 
     objective = make_objective(accelerator, model, discriminator, painting, config)
@@ -60,6 +57,8 @@ def main(argv: list[str]) -> None:
     def compute_loss(prepared, batch):
         images = random_flip(batch.data, batch.generator) if data.random_flip else batch.data
         loss, values = objective(prepared, images, batch)
+        if learning:  # tokens are found afterwards
+            return loss, values
         usage = model.quantize.codebook.usage  # a running mean, over about 1 / (1 - usage_decay) batches
         codes = {
             "perplexity": lambda: perplexity(usage),
@@ -82,7 +81,9 @@ def main(argv: list[str]) -> None:
     model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     if ema is not None:
         ema.copy_to(model.parameters())
-    metrics = measure(model, progress, validation_images, sample, painting.start_from is None, quantize)
+    if learning:
+        find_tokens_(accelerator, model, sample, data.dataset)
+    metrics = measure(model, progress, validation_images, sample, learning or painting.start_from is None, quantize)
     if objective.adversary is not None:
         objective.adversary.save(folder)
     if accelerator.is_main_process:

@@ -15,6 +15,7 @@ from fq_ldm.options import (
     VAEConfig,
     parse_config,
 )
+from fq_ldm.training.vae import build_model
 from reproduction.runs import codec_file
 
 CONFIG_ROOT = Path(__file__).parent.parent / "configs"
@@ -27,9 +28,10 @@ METHODS = sorted(set(CONFIG_ROOT.glob("*/*.yaml")) - set(CONFIGS) - LAUNCHES - O
 @pytest.mark.parametrize("path", sorted(ON_TOP))
 def test_what_goes_on_top_of_a_configuration_fits_it(path):
     base, values = CONFIG_ROOT / "celeba64_small", yaml.safe_load(path.read_text())
-    if "perceptual_weight" in values:
-        _, _, painting, config = parse_config(["--config", str(base / "vae.yaml"), str(path)], *VAE_CONFIGS)
-        assert {**asdict(painting), **asdict(config)}.items() >= values.items()
+    if {"perceptual_weight", "learnt_channels"} & values.keys():
+        data, vae, painting, config = parse_config(["--config", str(base / "vae.yaml"), str(path)], *VAE_CONFIGS)
+        assert {**asdict(vae), **asdict(painting), **asdict(config)}.items() >= values.items()
+        assert build_model(data, vae).config.learnt_channels == values.get("learnt_channels", 0)
         return
     _, ldm, config = parse_config(["--config", str(base / "ldm.yaml"), str(path), "--vae", "vae"], *LDM_CONFIGS)
     assert build_unet(ldm, (3, 16, 16)).config.block_out_channels == tuple(ldm.unet_block_out_channels)

@@ -71,6 +71,10 @@ PAINTING = dict(
     painter_block_out_channels=[4, 8], latent_noise=0.1, adversarial_weight=0.1, adversarial_start=0.1,
     discriminator_block_out_channels=[4, 8], gradient_penalty_weight=0.1, decoder_ema_decay=0.9,
 )  # fmt: skip
+LEARNING = dict(
+    latent_channels=3, learnt_channels=2, reader_width=8, reader_layers=1, num_tokens=48, learnt_noise=0.3,
+    decode_unquantized="true",
+)  # fmt: skip
 SEEING = dict(
     resolution=32, convert_images="true", painter_block_out_channels=[4, 4, 8], perceptual_weight=1,
     projected_weight=0.5, perceptual_network=NETWORK,
@@ -328,6 +332,13 @@ def test_train_vae_against_a_discriminator(image_folder, tmp_path, precision, ex
     options = {**VAE_OPTIONS, "dataset": image_folder, "output_dir": tmp_path / "vae", "mixed_precision": precision}
     options |= PAINTING
     expect_steps(expect, f"train_vae, painting, {precision}", *run_script(train_vae, **options, random_flip="true"))
+    assert (tmp_path / "vae" / "metrics.json").is_file()
+
+
+def test_train_vae_with_learnt_channels(image_folder, tmp_path, expect):
+    options = {**VAE_OPTIONS, "dataset": image_folder, "output_dir": tmp_path / "vae", "mixed_precision": "bf16"}
+    options |= PAINTING | LEARNING
+    expect_steps(expect, "train_vae, painting, bf16", *run_script(train_vae, **options, random_flip="true"))
     assert (tmp_path / "vae" / "metrics.json").is_file()
 
 

@@ -16,10 +16,11 @@ from fq_ldm.diffusion import (
     fast_scheduler,
     measure_view_,
     sampling_scheduler,
+    start_from_,
 )
 from fq_ldm.diffusion.deeper import deepen_
 from fq_ldm.diffusion.loss import draw_timesteps
-from fq_ldm.options import DataConfig, LDMConfig, UserError
+from fq_ldm.options import DataConfig, DataError, LDMConfig, UserError
 from fq_ldm.spectrum import pack_spectrum
 
 
@@ -220,6 +221,34 @@ def test_without_min_snr_the_loss_is_the_mean_squared_error():
     loss = diffusion_loss(Zero(), scheduler, latents, torch.Generator().manual_seed(0))
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(loss, noise.square().mean())
+
+
+def test_a_unet_of_more_channels_starts_as_the_smaller_one():
+    torch.manual_seed(0)
+    options = LDMConfig(vae="vae", unet_block_out_channels=[8, 16], unet_attention_levels=[1], unet_layers_per_block=1,
+                        unet_attention_head_dim=8, unet_norm_num_groups=4)  # fmt: skip
+    trained, unet = build_unet(options, (3, 8, 8)), build_unet(options, (5, 8, 8))
+    with torch.no_grad():
+        trained.conv_out.bias.add_(1)
+    deepen_(unet, trained)
+    noisy, timesteps = torch.randn(4, 5, 8, 8), torch.tensor([0, 10, 500, 999])
+    made = unet(noisy, timesteps).sample
+    torch.testing.assert_close(made[:, :3], trained(noisy[:, :3], timesteps).sample, rtol=1e-4, atol=1e-5)
+    assert not made[:, 3:].any()
+    (made - noisy).square().mean().backward()  # what is zero, learns
+    assert unet.conv_in.weight.grad[:, 3:].any() and unet.conv_out.weight.grad[3:].any()
+
+
+def test_a_unet_of_other_channels_is_no_start(tmp_path):
+    options = LDMConfig(vae="vae", unet_block_out_channels=[8, 16], unet_attention_levels=[1], unet_layers_per_block=1,
+                        unet_attention_head_dim=8, unet_norm_num_groups=4)  # fmt: skip
+    trained, unet = build_unet(options, (3, 8, 8)), build_unet(options, (5, 8, 8))
+    trained.save_pretrained(tmp_path / "unet")
+    start_from_(unet, str(tmp_path), 3)
+    assert torch.equal(unet.conv_in.weight[:, :3], trained.conv_in.weight)
+    for first in (None, 4):
+        with pytest.raises(DataError, match="has in_channels 3 instead of 5, out_channels 3 instead of 5"):
+            start_from_(unet, str(tmp_path), first)
 
 
 @pytest.mark.parametrize("layers", [2, 3])

@@ -8,6 +8,7 @@ import runpy
 import shlex
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -179,7 +180,8 @@ def check_training(script, argv, workplace, trained, untrained_vae, capsys):
         if painting.discriminator_from is not None:
             data, _, of_run, _ = trained["train_vae.py"][str(Path(painting.discriminator_from).parent)]
             assert of_run.adversarial_weight, f"no command of the pages trains {painting.discriminator_from}"
-            save_file(open_discriminator(of_run, data.channels).state_dict(), painting.discriminator_from)
+            untrained = open_discriminator(replace(of_run, discriminator_from=None), data.channels)
+            save_file(untrained.state_dict(), painting.discriminator_from)
     AcceleratorState._reset_state(reset_partial_state=True)
     main = {"train_vae.py": train_vae.main, "train_ldm.py": train_ldm.main}[script]
     main([*argv, "--dry_run", "true"])

@@ -11,7 +11,7 @@ import torch
 from conftest import TINY, smooth_images
 from diffusers import DDPMScheduler, UNet2DModel
 from test_adversarial import network_file  # noqa: F401  (a fixture)
-from test_device import PAINTING, SEEING, initialised
+from test_device import LEARNING, PAINTING, SEEING, initialised
 from test_optimizer import trained
 from test_scripts import LDM_OPTIONS, VAE_OPTIONS, call  # noqa: F401  (a fixture)
 from timm.optim import Muon
@@ -142,7 +142,8 @@ def test_both_scripts(image_folder, network_file, tmp_path, call, precision):  #
     common = dict(dataset=image_folder, max_train_steps=4, mixed_precision=precision, report_to="none")
     common |= dict(checkpointing_steps=2, random_flip=True)
     seeing = {**PAINTING, **SEEING, "perceptual_network_weights": network_file}
-    for name, options in {"codec": {}, "painter": PAINTING, "seeing": seeing}.items():
+    models = {"codec": {}, "painter": PAINTING, "seeing": seeing, "learnt": PAINTING | LEARNING}
+    for name, options in models.items():
         status, _, errors = call(train_vae.main, output_dir=name, **{**common, **VAE_OPTIONS, **options})
         assert status == 0, errors
     for optimizer in ("adamw", "muon"):

@@ -176,9 +176,68 @@ def test_a_unet_is_trained_beside_the_decoder(train, call, image_folder, tmp_pat
     assert pipe.vqvae is painted
 
 
+LEARNT = dict(
+    latent_channels=3, learnt_channels=2, reader_width=8, reader_layers=1, decode_unquantized=True, latent_noise=0.1,
+    learnt_noise=0.3, reconstruction_loss="l1",
+)  # fmt: skip
+
+
+def held(channels: int) -> dict:
+    """Tokens for all numbers of so many channels of the options' crop."""
+    return dict(num_tokens=channels * OPTIONS["spectral_crop"] ** 2 // 4, vq_embed_dim=4)
+
+
+def test_learnt_channels_from_images_to_a_pipeline(train, call, image_folder, tmp_path):  # noqa: F811
+    """Channels are learnt beside a linear coder's, tokens are found in them, and a UNet of the linear ones goes on."""
+    train("linear", max_train_steps=1, freeze_tokens=True, decode_unquantized=True, **held(1))
+    common = dict(
+        dataset=image_folder, target="unquantized", quantize_samples=False, max_train_steps=1, report_to="none"
+    )
+    status, _, err = call(train_ldm.main, vae="linear", output_dir="first", **common, **LDM_OPTIONS)
+    assert status == 0, err
+    options = {**LEARNT, **held(3)}
+    train("learnt", max_train_steps=4, start_from="linear", checkpointing_steps=4, decoder_ema_decay=0.5, **options)
+    linear, learnt = (FQModel.from_pretrained(tmp_path / name).eval() for name in ("linear", "learnt"))
+    assert torch.equal(learnt.color_transform, linear.color_transform)
+    images = torch.rand(8, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        view = learnt.to_diffusion_latents(learnt.encode(images).latents)
+        torch.testing.assert_close(
+            view[:, :4], linear.to_diffusion_latents(linear.encode(images).latents), rtol=0.05, atol=0.05
+        )
+        assert learnt.tokenize(images).shape == (8, options["num_tokens"]) and view[:, 4:].std() > 0.3
+
+    # The decoder goes on; codes and learnt channels stay bit for bit.
+    train("further", max_train_steps=2, start_from="learnt", **options)
+    further = load_file(tmp_path / "further" / WEIGHTS)
+    same = {k for k, v in load_file(tmp_path / "learnt" / WEIGHTS).items() if torch.equal(v, further[k])}
+    assert {k for k in further if not k.startswith("decoder.")} <= same and "decoder.conv_in.weight" not in same
+
+    status, _, err = call(
+        train_ldm.main, vae="learnt", output_dir="second", start_from="first", **common, **LDM_OPTIONS
+    )
+    assert status == 0, err
+    pipe = FQLDMPipeline.from_pretrained(tmp_path / "second")
+    assert pipe.unet.config.in_channels == 12
+    assert pipe(2, 2, torch.Generator().manual_seed(0), output_type="pt").images.shape == (2, 1, 16, 16)
+
+
+def test_a_stopped_run_of_learnt_channels_ends_in_the_same_bits(train, tmp_path):
+    options = {**LEARNT, **held(3), "decoder_ema_decay": 0.5}
+    train("whole", max_train_steps=3, checkpointing_steps=3, **options)
+    train_until(train, "parts", 1, max_train_steps=3, checkpointing_steps=1, **options)
+    train("parts", max_train_steps=3, checkpointing_steps=1, **options)
+    whole, parts = (load_file(tmp_path / name / WEIGHTS) for name in ("whole", "parts"))
+    assert all(torch.equal(whole[k], parts[k]) for k in whole)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (dict(learnt_noise=0.1), "learnt_noise: is for learnt_channels"),
+        ({**LEARNT, **held(3), "freeze_tokens": True}, "freeze_tokens: would leave learnt_channels as they start"),
+        ({**LEARNT, **held(3), "decode_unquantized": False}, "learnt_channels: are learnt with a decoder"),
+        ({**LEARNT, **held(1)}, "with learnt_channels tokens must hold all"),
         (dict(adversarial_start=1.0), "adversarial_start: must be a share of the run, in 0 .. 1 and before its end"),
         (dict(decode_unquantized=True), "decode_unquantized: would leave the codebook untrained: give freeze_tokens"),
         (dict(adversarial_weight=-1), "adversarial_weight: must not be negative, not -1.0"),

@@ -83,6 +83,18 @@ def test_a_discriminator_on_two_processes(image_folder, tmp_path, adversarial_lo
     assert first.keys() == again.keys() and not all(torch.equal(first[name], again[name]) for name in first)
 
 
+def test_tokens_of_learnt_latents_are_found_once(image_folder, tmp_path):
+    options = {
+        **VAE_OPTIONS, "dataset": image_folder, "output_dir": "vae", "train_batch_size": 4, "report_to": "none",
+        "painter_block_out_channels": [4, 8], "latent_channels": 3, "learnt_channels": 2, "reader_width": 8,
+        "reader_layers": 1, "num_tokens": 48, "learnt_noise": 0.3, "decode_unquantized": True, "max_train_steps": 2,
+    }  # fmt: skip
+    result = launch(2, "train_vae.py", tmp_path, *to_flags(options))
+    assert result.stdout.count("finding tokens in the learnt latents") == 1
+    metrics = json.loads((tmp_path / "vae" / "metrics.json").read_text())
+    assert metrics["images_seen"] == 2 * 2 * 4 and metrics["nmse"] > 0
+
+
 def test_two_halves_of_a_batch_train_like_the_batch(image_folder, tmp_path):
     """`train_vae.py` with 2 x 4 images and with 1 x 8, past an epoch: the same weights up to the order of sums."""
     common = dict(dataset=image_folder, max_train_steps=6, report_to="none")

@@ -7,6 +7,7 @@ from fq_ldm.spectrum import (
     hermitian,
     pack_spectrum,
     packed_frequencies,
+    resample,
     spectral_crop_index,
     spectral_resize,
     unpack_spectrum,
@@ -101,3 +102,11 @@ def test_what_was_first_used_for_inference_can_be_trained():
     resized.square().sum().backward()
     # The resampled latents are a projection of the latents: their squared norm has twice the projection as gradient.
     torch.testing.assert_close(latents.grad, 2 * spectral_resize(resized.detach(), (8, 8)))
+
+
+def test_a_resampled_image_keeps_its_values():
+    gray = torch.full((1, 3, 8, 6), 0.7)
+    for size in ((4, 3), (16, 12), (8, 6)):
+        torch.testing.assert_close(resample(gray, size), gray.new_full((1, 3, *size), 0.7))
+    image = random_latents(8, 8).float()
+    torch.testing.assert_close(resample(resample(image, (16, 16)), (8, 8)), image)

@@ -1,6 +1,14 @@
 """Diffusion on an FQ-VAE's latents, as training, evaluation, examples and benchmarks share it."""
 
-from .latents import check_vae, choose_view, encode_images, latents_of_tokens, measure_view_, open_vae
+from .latents import (
+    check_vae,
+    choose_view,
+    encode_images,
+    latents_of_tokens,
+    linear_channels,
+    measure_view_,
+    open_vae,
+)
 from .loss import diffusion_loss, discriminative_loss, held_out_loss, hide_labels
 from .schedule import (
     SAMPLE_STEPS,
@@ -26,6 +34,7 @@ __all__ = [
     "held_out_loss",
     "hide_labels",
     "latents_of_tokens",
+    "linear_channels",
     "measure_view_",
     "open_vae",
     "sampling_scheduler",

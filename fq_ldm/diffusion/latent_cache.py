@@ -138,7 +138,7 @@ def fingerprint(vae: TokenAutoencoder, images: ImageDataset, target: str, flip: 
     """
     options = replace(images.config, dataloader_num_workers=0)  # changes no image
     viewed = target != "quantized"
-    unused = ("_", "painter_", "decoder.", "equalizer.", *(() if viewed else ("diffusion_",)))
+    unused = ("_", "painter_", "learnt_", "reader_", "decoder.", "equalizer.", *(() if viewed else ("diffusion_",)))
     used = {key: value for key, value in vae.config.items() if not key.startswith(unused)}
     made = json.dumps(used, sort_keys=True)  # lists and tuples alike, in any order
     weights = {name: value for name, value in vae.state_dict().items() if not name.startswith(unused)}

@@ -4,7 +4,7 @@ import torch
 
 from ..data import ImageDataset, random_flip, sample_images
 from ..models import TokenAutoencoder, load_vae
-from ..models.autoencoder import STATISTICS_IMAGES
+from ..models.start import STATISTICS_IMAGES
 from ..options import DataConfig, DataError, LDMConfig, UserError
 
 ENCODE_BATCH_SIZE = 128
@@ -48,6 +48,13 @@ def choose_view(vae: TokenAutoencoder, ldm: LDMConfig) -> None:
         vae.set_diffusion_view_(*new)
     except ValueError as error:
         raise UserError(f"latent_layout, latent_patch_size: {error}") from error
+
+
+def linear_channels(vae: TokenAutoencoder) -> int | None:
+    """How many channels of the diffusion latents are linear, the first ones, where the others are learnt; else None."""
+    if not vae.config.get("learnt_channels"):
+        return None
+    return vae.linear_channels * vae.config.diffusion_patch_size**2
 
 
 @torch.no_grad()

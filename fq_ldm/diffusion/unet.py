@@ -48,11 +48,16 @@ def build_unet(ldm: LDMConfig, latent_shape: tuple[int, int, int], num_classes: 
         raise UserError(f"unet: {error}") from error
 
 
-def start_from_(unet: UNet2DModel, path: str) -> None:
+def start_from_(unet: UNet2DModel, path: str, first_channels: int | None = None) -> None:
     """Give a UNet the weights of the one in a pipeline, which may have fewer blocks in each level (`deepen_`).
 
+    Args:
+        unet: untrained.
+        path: of the pipeline.
+        first_channels: how many of the latents' channels that one may know alone, the first; None for all.
+
     Raises:
-        DataError: if there is none, or it has another shape, or more blocks in each level.
+        DataError: if there is none, or it has another shape, or is larger.
     """
     try:
         trained = UNet2DModel.from_pretrained(path, subfolder="unet", use_safetensors=True)
@@ -62,6 +67,8 @@ def start_from_(unet: UNet2DModel, path: str) -> None:
     differ = [name for name in wanted if name[0] != "_" and found[name] != wanted[name]]
     if found["layers_per_block"] < wanted["layers_per_block"]:
         differ.remove("layers_per_block")
+    if found["in_channels"] == found["out_channels"] == first_channels:
+        differ = [name for name in differ if name not in ("in_channels", "out_channels")]
     if differ:
         found = ", ".join(f"{name} {found[name]} instead of {wanted[name]}" for name in differ)
         raise DataError(f"start_from: the UNet of {path} has {found}: give the options that it was trained with")

@@ -1,7 +1,6 @@
 """An autoencoder between tokens and images, as a diffusers `VQModel`: what FQ-VAE and its baselines share."""
 
 import math
-from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -13,27 +12,24 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 
 from ..quantization import GraphModule, TokenQuantizer
-from ..quantization.moments import gather
 from ..quantization.precision import keep_dtype
 from ..spectrum import spectral_resize
 from .diffusion_view import DiffusionView
 from .equalizer import Equalizer
 from .outputs import FQDecoderOutput, QuantizedLatents
-from .painter import Generators, Painter
+from .painter import Generators, Painter, painted_sizes
+from .reader import Reader
 from .saved import SavedVQModel
-from .start import LinearLatents, principal_colors
-
-STATISTICS_IMAGES = 1024  # that the diffusion latents are standardised by
-START_BATCH = 256  # images
+from .start import StartsFromData
 
 
-class TokenAutoencoder(SavedVQModel):
+class TokenAutoencoder(StartsFromData, SavedVQModel):
     """Encoder -> tokens -> codebook -> graph module -> decoder: the trunk of every method in this library.
 
-    Encoder and decoder are the parent's, each a residual around an orthogonal linear map (a colour
-    transform, and a spectral crop where the latent is smaller than the image), so that an initialised
-    model is a working linear coder before its first training step. Call `initialize_` with a sample of
-    training images before training; a loaded model needs nothing.
+    Encoder and decoder are the parent's, or a `Reader` and a `Painter`, around an orthogonal linear map (a colour
+    transform, and a spectral crop where the latent is smaller than the image): residual to it, but for a reader's
+    channels, which stand beside. So an initialised model is a working linear coder before its first training step. Call
+    `initialize_` with a sample of training images before training; a loaded model needs nothing.
 
     Images are (B, c, H, W) in [-1, 1], of the size and channels the model was built for.
     """
@@ -49,6 +45,7 @@ class TokenAutoencoder(SavedVQModel):
         graph_module: bool = False,
         painter: dict | None = None,
         equalizer: bool = False,
+        reader: dict | None = None,
     ) -> None:
         """Make the modules, with the registered configuration; for the `__init__` of subclasses.
 
@@ -59,11 +56,12 @@ class TokenAutoencoder(SavedVQModel):
             graph_module: refine quantized tokens by equation 12.
             painter: widths and depths of a `Painter` in place of the parent's decoder.
             equalizer: put an `Equalizer` behind it.
+            reader: learnt channels, width and depth of a `Reader` in place of the parent's encoder.
         """
         config = self.config
         # Not VQModel.__init__: it would build a spatial quantizer and register arguments of its own.
         super(VQModel, self).__init__()
-        self.tokens_frozen = False
+        self.tokens_frozen = self.latents_learning = False
         levels = len(config.block_out_channels)
         factor = 2 ** (levels - 1)
         self.sample_size = _pair(config.sample_size)
@@ -85,23 +83,25 @@ class TokenAutoencoder(SavedVQModel):
             mid_block_add_attention=config.mid_block_add_attention,
         )
         ends = (config.in_channels, config.latent_channels)
-        self.encoder = Encoder(*ends, ("DownEncoderBlock2D",) * levels, double_z=False, **common)
+        self.linear_channels = config.latent_channels - (reader["learnt_channels"] if reader else 0)
+        of_blocks = dict(act_fn=config.act_fn, norm_num_groups=config.norm_num_groups)
+        if reader is None:
+            self.encoder = Encoder(*ends, ("DownEncoderBlock2D",) * levels, double_z=False, **common)
+        else:
+            first_size = painted_sizes(crop, self.sample_size)[-1]
+            self.encoder = Reader(
+                config.in_channels, self.linear_channels, size=first_size, sample_size=self.sample_size,
+                **reader, **of_blocks,
+            )  # fmt: skip
         if painter is None:
             self.decoder = Decoder(*ends[::-1], ("UpDecoderBlock2D",) * levels, **common)
         else:
-            self.decoder = Painter(
-                *ends[::-1],
-                crop,
-                self.sample_size,
-                act_fn=config.act_fn,
-                norm_num_groups=config.norm_num_groups,
-                **painter,
-            )
+            self.decoder = Painter(*ends[::-1], crop, self.sample_size, **of_blocks, **painter)
         self.equalizer = Equalizer(self.sample_size) if equalizer else None
-        for conv in (self.encoder.conv_out, self.decoder.conv_out):
+        for conv in (self.decoder.conv_out, *([] if reader else [self.encoder.conv_out])):
             nn.init.zeros_(conv.weight)
             nn.init.zeros_(conv.bias)
-        self.register_buffer("color_transform", torch.eye(*ends[::-1]))
+        self.register_buffer("color_transform", torch.eye(self.linear_channels, config.in_channels))
         tokens = make_tokens(self.latent_shape, crop)
         graph = GraphModule(config.num_tokens) if graph_module else None
         self.quantize = TokenQuantizer(tokens, make_codebook(tokens.token_dim), graph)
@@ -133,7 +133,11 @@ class TokenAutoencoder(SavedVQModel):
                 f"this model takes images of shape (batch, {', '.join(map(str, expected))}), not {tuple(x.shape)}"
             )
         with self._gradients():
-            latents = self.encoder(x) + self._linear_encode(x).to(x.dtype)
+            linear = self._linear_encode(x)
+            if isinstance(self.encoder, Reader):
+                latents = torch.cat([linear, self.encoder(x, linear)], dim=1).to(x.dtype)
+            else:
+                latents = self.encoder(x) + linear.to(x.dtype)
         return VQEncoderOutput(latents=latents) if return_dict else (latents,)
 
     @apply_forward_hook
@@ -155,12 +159,19 @@ class TokenAutoencoder(SavedVQModel):
             return_dict: return a `FQDecoderOutput`, else the tuple (sample, commit_loss).
             shape: unused; in the parent's signature.
             generator: of a `Painter`'s noise, one for the batch or one for each image; None for the same in all.
-            latent_noise: (B,), deviation of noise on the standardised latents of each image, or None.
+            latent_noise: (B, D), deviation of noise on the standardised latents of each image and channel, or None.
         """
-        tokens, found = self._code(h, force_not_quantize)
-        if latent_noise is not None:
-            tokens = tokens + self._token_noise(latent_noise, generator)
-        output = FQDecoderOutput(sample=self._decode_tokens(tokens, generator), **found)
+        if self.latents_learning and force_not_quantize:  # latents that tokens do not know yet
+            low = self.diffusion_view.inverse(self.diffusion_view(h))
+            if latent_noise is not None:
+                low = low + self._latent_noise(latent_noise, generator, self.diffusion_view.deviation(low))
+            sample, found = self._decode_latents(low, generator), {"commit_loss": h.new_zeros(())}
+        else:
+            tokens, found = self._code(h, force_not_quantize)
+            if latent_noise is not None:
+                tokens = tokens + self._token_noise(latent_noise, generator)
+            sample = self._decode_tokens(tokens, generator)
+        output = FQDecoderOutput(sample=sample, **found)
         return output if return_dict else (output.sample, output.commit_loss)
 
     def forward(
@@ -182,7 +193,20 @@ class TokenAutoencoder(SavedVQModel):
         """Let nothing but the decoder learn from now on: images keep their tokens, whatever is trained."""
         self.requires_grad_(False)
         self.decoder.requires_grad_(True)
-        self.tokens_frozen = True
+        self.tokens_frozen, self.latents_learning = True, False
+
+    def learn_latents_(self) -> None:
+        """Let the reader learn with the decoder, on latents that are not quantized; `find_tokens_` is to follow.
+
+        Raises:
+            ValueError: if the model has no learnt channels.
+        """
+        if not isinstance(self.encoder, Reader):
+            raise ValueError("this model has no learnt channels: make it with learnt_channels")
+        self.requires_grad_(False)
+        self.encoder.requires_grad_(True)
+        self.decoder.requires_grad_(True)
+        self.tokens_frozen, self.latents_learning = False, True
 
     @apply_forward_hook
     def quantize_latents(self, latents: torch.Tensor) -> QuantizedLatents:
@@ -265,44 +289,6 @@ class TokenAutoencoder(SavedVQModel):
         self.diffusion_view = view.to(self.diffusion_view.mean.device)
         self.register_to_config(diffusion_layout=layout, diffusion_patch_size=patch_size)
 
-    @torch.no_grad()
-    def initialize_(self, images: torch.Tensor | Iterable[torch.Tensor]) -> None:
-        """Start an untrained model from data: colours, filters and their scales, codebook, latent statistics.
-
-        The result depends on the images alone. Memory does not grow with their number where they come in batches.
-
-        Args:
-            images: (n, c, H, W) in [-1, 1], a sample of training images; or an iterable of such batches that can be
-                gone over repeatedly, a `DataLoader` for example. n * U must be at least the codebook's size. A learnt
-                bank wants several times as many as it mixes coefficients: some 10,000.
-
-        Raises:
-            ValueError: if they are too few, all alike, or not finite.
-        """
-        batches = images.split(START_BATCH) if isinstance(images, torch.Tensor) else images
-        self.color_transform.copy_(principal_colors(batches, self.config.latent_channels))
-        latents = LinearLatents(lambda batch: self._linear_encode(batch.to(self.device)), batches)
-        self.quantize.initialize_(latents)
-        self.measure_diffusion_latents_(gather(latents, lambda z: z, STATISTICS_IMAGES * math.prod(self.latent_shape)))
-
-    @torch.no_grad()
-    def measure_diffusion_latents_(self, latents: torch.Tensor, quantized: bool = True) -> None:
-        """Standardise the diffusion latents by the statistics of these latents (n, D, h, w).
-
-        Of many latents the first 1024 are enough for a mean and a deviation of each channel.
-
-        Args:
-            latents: the encoder's.
-            quantized: by those of the quantized latents, else of the unquantized ones, as `project_latents` has them.
-                Weak coefficients vary much less once they are quantized.
-        """
-        parts = latents[:STATISTICS_IMAGES].split(256)
-        if quantized:
-            parts = [self.quantize.join(self.quantize.codebook(self.quantize.nearest(z))) for z in parts]
-        else:
-            parts = [self.project_latents(z) for z in parts]
-        self.diffusion_view.measure_(torch.cat(parts))
-
     def _gradients(self):
         """Of what makes tokens: none while they are frozen, which leaves the codebook alone too."""
         return torch.set_grad_enabled(torch.is_grad_enabled() and not self.tokens_frozen)
@@ -316,12 +302,24 @@ class TokenAutoencoder(SavedVQModel):
         found = {"commit_loss": quantized.loss, "indices": quantized.indices, "perplexity": quantized.perplexity}
         return quantized.tokens, found
 
-    def _token_noise(self, deviation: torch.Tensor, generator: Generators) -> torch.Tensor:
-        """What white noise of these deviations (B,) on the diffusion latents does to the tokens: (B, U, m)."""
+    def _latent_noise(
+        self, deviation: torch.Tensor, generator: Generators, unit: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """What white noise of these deviations (B, D) on the diffusion latents does to the latents: (B, D, h, w).
+
+        Args:
+            deviation: of each image and channel.
+            generator: of the noise.
+            unit: what the latents are standardised by, or None for what they were measured to be.
+        """
         shape = (len(deviation), *self.diffusion_latent_shape)
-        noise = randn_tensor(shape, generator, deviation.device) * deviation.view(-1, 1, 1, 1)
-        none = self.quantize.split(self.diffusion_view.inverse(torch.zeros_like(noise[:1])))
-        return self.quantize.split(self.diffusion_view.inverse(noise)) - none
+        each = deviation.repeat_interleave(shape[1] // deviation.shape[1], 1)[..., None, None]
+        return self.diffusion_view.inverse_of_change(randn_tensor(shape, generator, deviation.device) * each, unit)
+
+    def _token_noise(self, deviation: torch.Tensor, generator: Generators) -> torch.Tensor:
+        """The same on the tokens: (B, U, m)."""
+        noise = self._latent_noise(deviation, generator)
+        return self.quantize.split(noise) - self.quantize.split(torch.zeros_like(noise[:1]))
 
     def _decode_tokens(self, tokens: torch.Tensor, generator: Generators = None) -> torch.Tensor:
         return self._decode_latents(self.quantize.refine(tokens), generator)
@@ -342,7 +340,7 @@ class TokenAutoencoder(SavedVQModel):
 
     def _linear_decode(self, latents: torch.Tensor) -> torch.Tensor:
         with torch.autocast(latents.device.type, enabled=False):
-            resized = spectral_resize(latents, self.sample_size)
+            resized = spectral_resize(latents[:, : self.linear_channels], self.sample_size)
             return torch.einsum("dc,bdhw->bchw", self.color_transform.float(), resized)
 
 

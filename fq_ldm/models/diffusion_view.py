@@ -75,14 +75,32 @@ class DiffusionView(Float32Module):
             coarse = spectral_resize(spectral_resize(waves, sides), self.spectral_crop)
             return self._fold(waves + (temperature - 1) * coarse)
 
+    def inverse_of_change(self, change: torch.Tensor, unit: torch.Tensor | None = None) -> torch.Tensor:
+        """What a change (B, C, H, W) of the diffusion latents changes in the latents: (B, D, h, w), float32.
+
+        Args:
+            change: of latents that are standardised by `unit`.
+            unit: as `deviation` gives it; by default the measured one.
+        """
+        with torch.autocast(change.device.type, enabled=False):
+            scaled = change.float() * (self.std if unit is None else unit)
+            return spectral_resize(self._unfold(scaled), self.latent_size)
+
+    @torch.no_grad()
+    def deviation(self, latents: torch.Tensor) -> torch.Tensor:
+        """Of these latents (n, D, h, w), in the shape of the measured ones; 1 for what never varies."""
+        std = self._fold(latents).std(self._dimensions)
+        return torch.where(std > 1e-5, std, 1).view_as(self.std)
+
+    @property
+    def _dimensions(self):
+        return 0 if self.layout == "spectral" else (0, 2, 3)
+
     @torch.no_grad()
     def measure_(self, latents: torch.Tensor) -> None:
         """Set mean and standard deviation to those of the latents (n, D, h, w); what never varies is not scaled."""
-        folded = self._fold(latents)
-        dimensions = 0 if self.layout == "spectral" else (0, 2, 3)
-        std = folded.std(dimensions)
-        self.mean.copy_(folded.mean(dimensions).view_as(self.mean))
-        self.std.copy_(torch.where(std > 1e-5, std, 1).view_as(self.std))
+        self.mean.copy_(self._fold(latents).mean(self._dimensions).view_as(self.mean))
+        self.std.copy_(self.deviation(latents))
 
     def _unfold(self, folded: torch.Tensor) -> torch.Tensor:
         unfolded = F.pixel_shuffle(folded, self.patch_size)

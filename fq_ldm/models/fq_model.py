@@ -1,5 +1,7 @@
 """FQ-VAE (Feng & Liu 2025)."""
 
+import math
+
 from diffusers.configuration_utils import register_to_config
 
 from ..quantization import BankTokens, Codebook, DynamicFilterTokens, GridTokens, InterleavedTokens, TransformerTokens
@@ -8,6 +10,7 @@ from .autoencoder import TokenAutoencoder
 TOKEN_LAYOUTS = ("bank", "interleaved", "paper", "grid", "transformer")
 FREQUENCY_LAYOUTS = {"bank": BankTokens, "interleaved": InterleavedTokens}
 DEFAULT_TOKEN_DIM = 8  # m of frequency tokens
+READER_WIDTH, READER_LAYERS = 96, 6
 
 
 class FQModel(TokenAutoencoder):
@@ -51,6 +54,10 @@ class FQModel(TokenAutoencoder):
             default.
         painter_upsampling: how it grows, "shuffle", "bilinear" or "bilinear_last": see `Painter`.
         painter_outputs: how many of its sizes paint an image, from the largest down; the sum is the image.
+        learnt_channels: K of the D latent channels are those of a `Reader`, which learns with the painter
+            (`learn_latents_`) what low frequencies leave open; the others are linear. 0 for a trunk's encoder.
+        reader_width: its channels.
+        reader_layers: its residual blocks.
         painter_equalizer: its images get the power of training images at every frequency, measured after training by
             `fq_ldm.models.equalize_`.
 
@@ -90,6 +97,9 @@ class FQModel(TokenAutoencoder):
         painter_upsampling: str = "shuffle",
         painter_outputs: int = 1,
         painter_equalizer: bool = False,
+        learnt_channels: int = 0,
+        reader_width: int = READER_WIDTH,
+        reader_layers: int = READER_LAYERS,
     ):
         if tokens not in TOKEN_LAYOUTS:
             raise ValueError(f"tokens must be one of {', '.join(TOKEN_LAYOUTS)}, not {tokens}")
@@ -109,18 +119,53 @@ class FQModel(TokenAutoencoder):
         def make_codebook(token_dim):
             return Codebook(num_vq_embeddings, token_dim, commitment_weight, usage_decay, anchors, dependency)
 
-        painter = None
-        if painter_block_out_channels is not None:
-            sizes = len(painter_block_out_channels)
-            painter = dict(
-                block_out_channels=painter_block_out_channels,
-                layers_per_block=painter_layers_per_block or [2**i for i in range(sizes)],
-                upsampling=painter_upsampling,
-                outputs=painter_outputs,
-            )
-        elif painter_layers_per_block or painter_upsampling != "shuffle" or painter_outputs != 1 or painter_equalizer:
+        painter = self._painter_options()
+        reader = self._reader_options()
+        self._build(make_tokens, make_codebook, spectral_crop, graph_module, painter, painter_equalizer, reader)
+        size = self.diffusion_view.spectral_crop
+        held, latents = num_tokens * self.quantize.tokens.token_dim, latent_channels * math.prod(size)
+        if reader and held != latents:
             raise ValueError(
-                "painter_layers_per_block, painter_upsampling, painter_outputs and painter_equalizer are for a "
-                "painter: give painter_block_out_channels too, or leave them out"
+                f"num_tokens {num_tokens}: with learnt_channels tokens must hold all {latents} numbers of "
+                f"{latent_channels}x{size[0]}x{size[1]} latents, and these hold {held}"
             )
-        self._build(make_tokens, make_codebook, spectral_crop, graph_module, painter, painter_equalizer)
+
+    def _reader_options(self) -> dict | None:
+        """Of the registered configuration, for `_build`."""
+        config = self.config
+        if not config.learnt_channels:
+            if (config.reader_width, config.reader_layers) != (READER_WIDTH, READER_LAYERS):
+                raise ValueError(
+                    "reader_width and reader_layers are for learnt_channels: give those too, or leave them out"
+                )
+            return None
+        if config.painter_block_out_channels is None or not 0 < config.learnt_channels < config.latent_channels:
+            raise ValueError(
+                f"learnt_channels {config.learnt_channels}: are for a painter, and fewer than the latent_channels "
+                f"{config.latent_channels}: give painter_block_out_channels, and room for linear channels"
+            )
+        if config.diffusion_layout != "spatial":
+            raise ValueError(
+                f"diffusion_layout {config.diffusion_layout}: learnt_channels are learnt in the spatial one; "
+                "train_ldm.py can choose another"
+            )
+        return dict(learnt_channels=config.learnt_channels, width=config.reader_width, layers=config.reader_layers)
+
+    def _painter_options(self) -> dict | None:
+        """Of the registered configuration, for `_build`."""
+        config = self.config
+        given = (config.painter_layers_per_block, config.painter_upsampling, config.painter_outputs)
+        if config.painter_block_out_channels is None:
+            if given != (None, "shuffle", 1) or config.painter_equalizer:
+                raise ValueError(
+                    "painter_layers_per_block, painter_upsampling, painter_outputs and painter_equalizer are for a "
+                    "painter: give painter_block_out_channels too, or leave them out"
+                )
+            return None
+        sizes = len(config.painter_block_out_channels)
+        return dict(
+            block_out_channels=config.painter_block_out_channels,
+            layers_per_block=config.painter_layers_per_block or [2**i for i in range(sizes)],
+            upsampling=config.painter_upsampling,
+            outputs=config.painter_outputs,
+        )

@@ -1,13 +1,11 @@
 """A decoder that works near the size of the spectral crop first, and grows from there to the image."""
 
-import math
-
 import torch
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 
-from ..spectrum import spectral_resize
+from ..spectrum import resample
 
 UPSAMPLINGS = ("shuffle", "bilinear", "bilinear_last")
 Generators = torch.Generator | list[torch.Generator] | None
@@ -55,9 +53,7 @@ class Painter(nn.Module):
         norm_num_groups: int = 8,
     ):
         super().__init__()
-        sizes = [tuple(size)]
-        while all(side % 2 == 0 and side // 2 >= low for side, low in zip(sizes[-1], crop, strict=True)):
-            sizes.append((sizes[-1][0] // 2, sizes[-1][1] // 2))
+        sizes = painted_sizes(crop, size)
         if len(block_out_channels) != len(sizes):
             raise ValueError(
                 f"painter_block_out_channels {list(block_out_channels)}: a painter doubles from the smallest size that "
@@ -121,7 +117,8 @@ class Painter(nn.Module):
             latents: of any dtype.
             generator: of the noise, one for the batch or one for each image; None for the same noise in every image.
         """
-        image, features = None, self.conv_in(self._small(latents))
+        small = resample(latents, self.first_size).to(self.conv_in.weight.dtype)
+        image, features = None, self.conv_in(small)
         ways_out = self.ways_out()
         for i, (add_noise, *blocks) in enumerate(self.sizes):
             if i:
@@ -134,12 +131,13 @@ class Painter(nn.Module):
                 image = _add(image, convolution(self.act_out(norm(features))))
         return image
 
-    def _small(self, latents: torch.Tensor) -> torch.Tensor:
-        """The latents at the first size, with the amplitudes of an image and not of its norm."""
-        ratio = math.sqrt(math.prod(self.first_size) / math.prod(latents.shape[-2:]))
-        with torch.autocast(latents.device.type, enabled=False):
-            small = spectral_resize(latents.float(), self.first_size) * ratio
-        return small.to(self.conv_in.weight.dtype)
+
+def painted_sizes(crop: tuple[int, int], size: tuple[int, int]) -> list[tuple[int, int]]:
+    """The sizes of a painter: that of the images, halved as often as it still holds the crop."""
+    sizes = [tuple(size)]
+    while all(side % 2 == 0 and side // 2 >= low for side, low in zip(sizes[-1], crop, strict=True)):
+        sizes.append((sizes[-1][0] // 2, sizes[-1][1] // 2))
+    return sizes
 
 
 def _grow(features: torch.Tensor, convolution: nn.Module, shuffled: bool) -> torch.Tensor:
@@ -152,8 +150,7 @@ def _add(smaller: torch.Tensor | None, image: torch.Tensor) -> torch.Tensor:
     """An image (B, c, H, W), with one of half its size enlarged by its spectrum, if there is one."""
     if smaller is None:
         return image
-    with torch.autocast(image.device.type, enabled=False):
-        return image + 2 * spectral_resize(smaller.float(), tuple(image.shape[-2:])).to(image.dtype)
+    return image + resample(smaller, tuple(image.shape[-2:])).to(image.dtype)
 
 
 def _noise(features: torch.Tensor, generator: Generators) -> torch.Tensor:

@@ -1,20 +1,27 @@
 """What an untrained model starts from: colours and latents of training images."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
+from ..quantization.moments import gather
+from .reader import Reader
 
-class LinearLatents:
-    """The latents of an untrained model, batch by batch: its convolutions add nothing yet, so they are left out."""
+STATISTICS_IMAGES = 1024  # that the diffusion latents are standardised by
+START_BATCH = 256  # images
 
-    def __init__(self, linear_encode: Callable[[torch.Tensor], torch.Tensor], batches: Iterable[torch.Tensor]):
-        self.linear_encode = linear_encode
+
+class Latents:
+    """The latents of batches of images, encoded anew each time that they are gone over."""
+
+    def __init__(self, encode: Callable[[torch.Tensor], torch.Tensor], batches: Iterable[torch.Tensor]):
+        self.encode = encode
         self.batches = batches
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         for batch in self.batches:
-            yield self.linear_encode(batch)
+            yield self.encode(batch)
 
 
 def principal_colors(batches: Iterable[torch.Tensor], num_channels: int) -> torch.Tensor:
@@ -39,3 +46,61 @@ def principal_colors(batches: Iterable[torch.Tensor], num_channels: int) -> torc
     generator = torch.Generator().manual_seed(0)
     mixing = torch.linalg.qr(torch.randn(num_channels, len(principal), generator=generator)).Q
     return mixing @ principal
+
+
+class StartsFromData:
+    """How a `TokenAutoencoder` is set by training images, before it is trained and after its latents are learnt."""
+
+    @torch.no_grad()
+    def initialize_(self, images: torch.Tensor | Iterable[torch.Tensor]) -> None:
+        """Start an untrained model from data: colours, filters and their scales, codebook, latent statistics.
+
+        The result depends on the images alone. Memory does not grow with their number where they come in batches.
+
+        Args:
+            images: (n, c, H, W) in [-1, 1], a sample of training images; or an iterable of such batches that can be
+                gone over repeatedly, a `DataLoader` for example. n * U must be at least the codebook's size. A learnt
+                bank wants several times as many as it mixes coefficients: some 10,000.
+
+        Raises:
+            ValueError: if they are too few, all alike, or not finite.
+        """
+        batches = images.split(START_BATCH) if isinstance(images, torch.Tensor) else images
+        self.color_transform.copy_(principal_colors(batches, self.linear_channels))
+        latents = self.find_tokens_(batches)
+        self.measure_diffusion_latents_(gather(latents, lambda z: z, STATISTICS_IMAGES * math.prod(self.latent_shape)))
+
+    @torch.no_grad()
+    def find_tokens_(self, batches: Iterable[torch.Tensor]) -> Latents:
+        """Start filters, scales and codebook from the latents of these batches of images, as in `initialize_`.
+
+        Returns:
+            The latents, batch by batch.
+        """
+        learnt = isinstance(self.encoder, Reader)  # any other untrained encoder adds nothing to the linear latents
+
+        def encode(images: torch.Tensor) -> torch.Tensor:
+            images = images.to(self.device)
+            return self.encode(images).latents.float() if learnt else self._linear_encode(images)
+
+        latents = Latents(encode, batches)
+        self.quantize.initialize_(latents)
+        return latents
+
+    @torch.no_grad()
+    def measure_diffusion_latents_(self, latents: torch.Tensor, quantized: bool = True) -> None:
+        """Standardise the diffusion latents by the statistics of these latents (n, D, h, w).
+
+        Of many latents the first 1024 are enough for a mean and a deviation of each channel.
+
+        Args:
+            latents: the encoder's.
+            quantized: by those of the quantized latents, else of the unquantized ones, as `project_latents` has them.
+                Weak coefficients vary much less once they are quantized.
+        """
+        parts = latents[:STATISTICS_IMAGES].split(256)
+        if quantized:
+            parts = [self.quantize.join(self.quantize.codebook(self.quantize.nearest(z))) for z in parts]
+        else:
+            parts = [self.project_latents(z) for z in parts]
+        self.diffusion_view.measure_(torch.cat(parts))

@@ -8,12 +8,16 @@ from ..quantization import BankTokens, InterleavedTokens
 from ..quantization.tokens import coefficients_inside
 from .autoencoder import TokenAutoencoder
 from .painter import Painter
+from .reader import Reader
 
 # Of a configuration: what concerns decoders and the training of a codebook.
 NOT_OF_TOKENS = (
     "_", "painter_", "commitment_weight", "usage_decay", "anchors", "dependency",
     "sample_size", "spectral_crop",  # `take_tokens_` has words of its own for them
 )  # fmt: skip
+
+# Of a configuration, what a decoder of linear channels and their view depend on.
+OF_LINEAR = ("in_channels", "act_fn", "norm_num_groups", "diffusion_patch_size", "diffusion_layout")
 
 NO_TOKENS = ("decoder.", "equalizer.")  # weights of what comes after the tokens
 
@@ -31,11 +35,16 @@ def differing_options(source: TokenAutoencoder, model: TokenAutoencoder) -> list
 
 @torch.no_grad()
 def take_tokens_(model: TokenAutoencoder, source: TokenAutoencoder) -> list[str]:
-    """Give a model the tokens and diffusion latents of a trained one, bit for bit, and freeze them.
+    """Give a model the tokens and diffusion latents of a trained one, bit for bit, and freeze them; or its linear ones.
 
     A source of another image size has the same tokens for the same picture, resampled by its spectrum, if it is a
-    linear coder (`freeze_tokens`) of frequency tokens: they describe low frequencies, of which all sizes have the same.
-    Only amplitudes differ, since the transform keeps the norm. So a diffusion model of its latents is one of these.
+    linear coder (`freeze_tokens`) of frequency tokens, with learnt channels or without: they describe low frequencies,
+    of which all sizes have the same. Only amplitudes differ, since the transform keeps the norm. So a diffusion model
+    of its latents is one of these.
+
+    A model with learnt channels takes the linear ones of a linear coder, and its decoder, which paints as it did: the
+    learnt channels come last, and are not read at first. Nothing is frozen then, and tokens are to be found when they
+    have been learnt.
 
     Returns:
         The names of the decoder's weights that were taken too: all if it has the same shape, those of the sizes in
@@ -49,6 +58,8 @@ def take_tokens_(model: TokenAutoencoder, source: TokenAutoencoder) -> list[str]
         raise ValueError(
             f"is a {type(source).__name__}, not a {type(model).__name__}: give the quantizer it was made with"
         )
+    if isinstance(model.encoder, Reader) and not isinstance(source.encoder, Reader):
+        return _take_linear(model, source)
     if source.sample_size != model.sample_size:
         _check_resizable(source, model)
     differences = differing_options(source, model)
@@ -70,6 +81,32 @@ def take_tokens_(model: TokenAutoencoder, source: TokenAutoencoder) -> list[str]
         raise ValueError(f"has other weights than its configuration says: {', '.join([*missing, *unexpected])}")
     model.freeze_tokens_()
     return list(decoder)
+
+
+def _take_linear(model: TokenAutoencoder, source: TokenAutoencoder) -> list[str]:
+    """What `take_tokens_` does for a model with learnt channels and a source without."""
+    if source.encoder.conv_out.weight.any() or source.encoder.conv_out.bias.any():
+        raise ValueError("has an encoder that has learnt: take one with freeze_tokens, whose latents are linear")
+    pairs = {
+        "linear channels": (source.linear_channels, model.linear_channels),
+        "sample_size": (source.sample_size, model.sample_size),
+        "latents of": (source.latent_shape[1:], model.latent_shape[1:]),
+        "spectral_crop": (source.diffusion_view.spectral_crop, model.diffusion_view.spectral_crop),
+        **{name: (source.config[name], model.config[name]) for name in OF_LINEAR},
+    }
+    if differences := [f"{name} {theirs}, not {ours}" for name, (theirs, ours) in pairs.items() if theirs != ours]:
+        raise ValueError(f"has {'; '.join(differences)}: give what it was made with, and learnt_channels beside it")
+    first = "decoder.conv_in.weight"
+    theirs, ours = source.state_dict(), model.state_dict()
+    of_decoder = {name: value for name, value in theirs.items() if name.startswith("decoder.")}
+    rest = [{name: vae[name].shape for name in vae if name.startswith("decoder.") and name != first}
+            for vae in (theirs, ours)]  # fmt: skip
+    if rest[0] != rest[1]:
+        raise ValueError("has another decoder: give the painter_ options it was made with")
+    of_decoder[first] = torch.zeros_like(ours[first])
+    of_decoder[first][:, : model.linear_channels] = theirs[first]
+    model.load_state_dict(of_decoder | {"color_transform": theirs["color_transform"]}, strict=False)
+    return list(of_decoder)
 
 
 def _common_decoder(model: TokenAutoencoder, source: TokenAutoencoder) -> dict[str, str]:
@@ -121,7 +158,13 @@ def _check_resizable(source: TokenAutoencoder, model: TokenAutoencoder) -> None:
     sizes = f"was made for images of {source.sample_size}, not {model.sample_size}"
     if not isinstance(source.quantize.tokens, BankTokens | InterleavedTokens):
         raise ValueError(f"{sizes}, and only frequency tokens are the same at both")
-    if source.encoder.conv_out.weight.any() or source.encoder.conv_out.bias.any():
+    if isinstance(source.encoder, Reader):
+        if not isinstance(model.encoder, Reader):
+            raise ValueError(f"{sizes}, and has learnt channels: give learnt_channels")
+        seen = [(vae.encoder.size, vae.encoder.patch) for vae in (source, model)]
+        if seen[0] != seen[1]:
+            raise ValueError(f"{sizes}, and its learnt channels are read at another size: {seen[0]}, not {seen[1]}")
+    elif source.encoder.conv_out.weight.any() or source.encoder.conv_out.bias.any():
         raise ValueError(f"{sizes}, and its encoder has learnt that size: take one with freeze_tokens")
 
 

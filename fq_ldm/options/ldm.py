@@ -30,7 +30,8 @@ class LDMConfig:
     start_from: str | None = option(
         None,
         "pipeline, folder or Hub repository, from whose UNet training goes on, at first as it was where "
-        "unet_layers_per_block is more than there; by default from random weights",
+        "unet_layers_per_block is more than there, or the FQ-VAE has learnt channels beside its; by default from "
+        "random weights",
     )
     own_samples: int = option(
         0,

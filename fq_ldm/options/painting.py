@@ -11,7 +11,9 @@ class PaintingConfig:
     """How the decoder is trained beside equation 1; by default by equation 1 alone."""
 
     start_from: str | None = option(
-        None, "trained FQ-VAE, folder or Hub repository, whose tokens are kept bit for bit: only the decoder is trained"
+        None,
+        "trained FQ-VAE, folder or Hub repository, whose tokens are kept bit for bit: only the decoder is trained; or, "
+        "for learnt_channels, one of linear channels, which are kept",
     )
     freeze_taken: bool = option(
         False, "with start_from, keep the weights that the decoder takes from there too: only what is new is trained"
@@ -23,6 +25,7 @@ class PaintingConfig:
     latent_noise: float = option(
         0.0, "noise on the decoder's latents in training, uniform between 0 and so much of their deviation"
     )
+    learnt_noise: float = option(0.0, "the same on learnt channels: it holds them to what a UNet can make")
     reconstruction_loss: str = option("mse", "squared or absolute error", choices=["mse", "l1"])
     reconstruction_weight: float = option(1.0, "of the reconstruction loss")
     adversarial_weight: float = option(0.0, "of the adversarial loss; 0 for no discriminator")
@@ -65,12 +68,9 @@ class PaintingConfig:
 
     def __post_init__(self):
         zeros = [f for f in vars(self) if f.endswith("_weight") and f not in ("reconstruction_weight",)]
-        check_positive(self, but=("latent_noise", "adversarial_start", "decoder_ema_decay", *zeros))
-        for name in ("latent_noise", *zeros):
+        check_positive(self, but=("latent_noise", "learnt_noise", "adversarial_start", "decoder_ema_decay", *zeros))
+        for name in ("latent_noise", "learnt_noise", *zeros):
             check(getattr(self, name) >= 0, name, getattr(self, name), "must not be negative")
-        check(not self.decode_unquantized or self.freeze_tokens or self.start_from is not None,
-              "decode_unquantized", self.decode_unquantized,
-              "would leave the codebook untrained: give freeze_tokens or start_from too")  # fmt: skip
         check(not self.freeze_taken or self.start_from is not None, "freeze_taken", self.freeze_taken,
               "keeps what start_from gives: give that too")  # fmt: skip
         check(self.discriminator_from is None or self.adversarial_weight > 0, "discriminator_from",

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from .errors import check
 from .fields import check_positive, option
 
 
@@ -65,7 +66,13 @@ class VAEConfig:
     painter_equalizer: bool = option(
         False, "measure, after training, how much weaker or stronger than in images each frequency is, and even it out"
     )
+    learnt_channels: int = option(
+        0, "so many of the latent channels are learnt with that decoder, beside linear ones, by an encoder at its size"
+    )
+    reader_width: int = option(96, "channels of that encoder")
+    reader_layers: int = option(6, "its residual blocks")
     init_images: int = option(12288, "training images that filters, scales and codebook start from")
 
     def __post_init__(self):
-        check_positive(self)
+        check_positive(self, but=("learnt_channels",))
+        check(self.learnt_channels >= 0, "learnt_channels", self.learnt_channels, "must not be negative")

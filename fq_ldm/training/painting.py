@@ -117,9 +117,11 @@ class PaintingLoss:
         return loss, shown
 
     def _paint(self, prepared: Callable, images: torch.Tensor, generator: torch.Generator) -> FQDecoderOutput:
-        noise = None
-        if self.options.latent_noise:
-            noise = self.options.latent_noise * torch.rand(len(images), device=images.device, generator=generator)
+        noise, options, model = None, self.options, self.model
+        if options.latent_noise or options.learnt_noise:
+            most = images.new_full((model.config.latent_channels,), options.latent_noise)
+            most[model.linear_channels :] = options.learnt_noise
+            noise = torch.rand(len(images), 1, device=images.device, generator=generator) * most
         return prepared(
             images, force_not_quantize=self.options.decode_unquantized, generator=generator, latent_noise=noise
         )
@@ -196,6 +198,35 @@ def _load_lpips(model: TokenAutoencoder, painting: PaintingConfig, device: torch
         raise UserError(str(error)) from error
 
 
+def freeze_(model: TokenAutoencoder, painting: PaintingConfig, taken: list[str]) -> None:
+    """Let what the options ask for learn, and nothing else.
+
+    Args:
+        model: not prepared.
+        painting: the options.
+        taken: the names of the weights that came from `start_from`.
+
+    Raises:
+        UserError: if they would leave the codebook, or learnt channels, as they start.
+    """
+    learnt = model.config.get("learnt_channels", 0)
+    if painting.freeze_tokens:
+        check(not learnt or model.tokens_frozen, "freeze_tokens", painting.freeze_tokens,
+              "would leave learnt_channels as they start: give a start_from that has learnt them")  # fmt: skip
+        model.freeze_tokens_()
+    if learnt and not model.tokens_frozen:
+        check(painting.decode_unquantized, "learnt_channels", learnt,
+              "are learnt with a decoder of unquantized latents: give decode_unquantized")  # fmt: skip
+        model.learn_latents_()
+    check(model.tokens_frozen or model.latents_learning or not painting.decode_unquantized,
+          "decode_unquantized", painting.decode_unquantized,
+          "would leave the codebook untrained: give freeze_tokens or start_from too")  # fmt: skip
+    check(learnt or not painting.learnt_noise, "learnt_noise", painting.learnt_noise, "is for learnt_channels")
+    if painting.freeze_taken:
+        for name in taken:
+            model.get_parameter(name).requires_grad_(False)
+
+
 @contextmanager
 def averaged(model: TokenAutoencoder, ema: EMAModel | None) -> Iterator[None]:
     """The model with its averaged weights, where there are some."""
@@ -210,6 +241,8 @@ def averaged(model: TokenAutoencoder, ema: EMAModel | None) -> Iterator[None]:
 
 def open_start_(painting: PaintingConfig, model: TokenAutoencoder) -> list[str]:
     """Give a model the tokens of the trained one, in a folder or on the Hub, that `start_from` names.
+
+    Of a linear coder a model with learnt channels takes the linear ones, and has its tokens to learn.
 
     Returns:
         The names of the decoder's weights that were taken too; see `models.take_tokens_`.

@@ -2,12 +2,15 @@
 
 import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
 from tqdm.auto import tqdm
 
 from ..cards import display_scale, model_name, push_to_hub, save_card, save_grid, save_metrics, vae_usages
@@ -15,8 +18,8 @@ from ..data import ImageDataset
 from ..distributed import merge, my_batches
 from ..metrics import evaluate_reconstruction, pixel_variance
 from ..models import BaselineModel, FQModel, HQAModel, TokenAutoencoder, equalize_
-from ..models.autoencoder import STATISTICS_IMAGES
-from ..options import DataConfig, TrainingConfig, UserError, VAEConfig
+from ..models.start import STATISTICS_IMAGES
+from ..options import DataConfig, DataError, TrainingConfig, UserError, VAEConfig
 from ..quantization.moments import gather
 from .run import Progress
 
@@ -47,6 +50,34 @@ def build_model(data: DataConfig, vae: VAEConfig) -> TokenAutoencoder:
         raise UserError(str(error)) from error
 
 
+@contextmanager
+def told_of(dataset: str) -> Iterator[None]:
+    """Errors of a start from training images, as those of the dataset of this name."""
+    try:
+        yield
+    except ValueError as error:
+        raise DataError(f"{dataset}: {error}") from error
+
+
+def find_tokens_(
+    accelerator: Accelerator, model: TokenAutoencoder, sample: Iterable[torch.Tensor], dataset: str
+) -> None:
+    """Find tokens in the latents that were learnt, by batches of training images, and freeze both.
+
+    The main process does, and the others are given what it found: their processors may round otherwise.
+
+    Raises:
+        DataError: if the images do not do for it.
+    """
+    if accelerator.is_main_process:
+        print("finding tokens in the learnt latents")
+        with told_of(dataset):
+            model.find_tokens_(sample)
+    for tensor in model.quantize.state_dict().values():
+        broadcast(tensor)
+    model.freeze_tokens_()
+
+
 @torch.no_grad()
 def measure(
     model: TokenAutoencoder,
@@ -73,7 +104,8 @@ def measure(
         equalize_(model, sample, quantize)
     batches = tqdm(my_batches(held_out, EVALUATION_BATCH_SIZE), desc="held-out images")
     metrics = evaluate_reconstruction(model, batches, pixel_variance(sample), merge=merge, quantize=quantize)
-    used = (p for name, p in model.named_parameters() if p.requires_grad or name.startswith("decoder."))
+    learnt = ("decoder.", "encoder.") if model.config.get("learnt_channels") else ("decoder.",)
+    used = (p for name, p in model.named_parameters() if p.requires_grad or name.startswith(learnt))
     return metrics | {"parameters": sum(p.numel() for p in used)} | progress.metrics()
 
 
