@@ -19,7 +19,7 @@ $(INSTALLED): setup.cfg pyproject.toml
 	$(VENV)/bin/pip install --editable '.[dev]'
 	touch $@
 
-quickstart: $(INSTALLED)  ## train on 5,000 digits and write those asked for (2 cores: a quarter of an hour)
+quickstart: $(INSTALLED)  ## train on 5,000 digits and write those asked for (2 cores: four minutes)
 	$(LAUNCH) train_vae.py --config configs/quickstart/vae.yaml
 	$(LAUNCH) train_ldm.py --config configs/quickstart/ldm.yaml
 	$(VENV)/bin/python examples/quickstart_report.py $(QUICKSTART)

@@ -1,6 +1,6 @@
 """The error of an untrained model, a linear coder that starts from data:
 
-    python benchmarks/linear_coder.py --config cifar10/vae --dataset path/to/cifar10 [--init_images 4096 ...]
+    python benchmarks/linear_coder.py --config cifar10/codec --dataset path/to/cifar10 [--init_images 4096 ...]
 
 Takes the options of data and of the FQ-VAE that train_vae.py takes, and prints one line of JSON: the squared error of
 the held-out images over the variance of the training pixels; and the same with tokens that are not quantized, which is

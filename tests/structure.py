@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BLOCKS = (ast.For, ast.While, ast.If, ast.With, ast.Try, ast.Match, ast.FunctionDef)
-ELSEWHERE = {"tests", "build"}  # tests import every room
+ELSEWHERE = {"tests", "build", "runs"}  # tests import every room
 
 
 @dataclass
