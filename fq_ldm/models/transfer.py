@@ -3,6 +3,7 @@
 import math
 
 import torch
+from torch import nn
 
 from ..quantization import BankTokens, InterleavedTokens
 from ..quantization.tokens import coefficients_inside
@@ -85,7 +86,7 @@ def take_tokens_(model: TokenAutoencoder, source: TokenAutoencoder) -> list[str]
 
 def _take_linear(model: TokenAutoencoder, source: TokenAutoencoder) -> list[str]:
     """What `take_tokens_` does for a model with learnt channels and a source without."""
-    if source.encoder.conv_out.weight.any() or source.encoder.conv_out.bias.any():
+    if _has_learnt(source.encoder):
         raise ValueError("has an encoder that has learnt: take one with freeze_tokens, whose latents are linear")
     pairs = {
         "linear channels": (source.linear_channels, model.linear_channels),
@@ -153,6 +154,11 @@ def _names(weights: dict, beginnings: tuple[str, ...]) -> list[str]:
     return sorted(name for name in weights if name.removeprefix("decoder.").startswith(beginnings))
 
 
+def _has_learnt(encoder: nn.Module) -> bool:
+    """Whether a trunk's encoder adds anything to the linear latents, which it does not at first."""
+    return bool(encoder.conv_out.weight.any() or encoder.conv_out.bias.any())
+
+
 def _check_resizable(source: TokenAutoencoder, model: TokenAutoencoder) -> None:
     """Raise a `ValueError` if a source's tokens are bound to its image size."""
     sizes = f"was made for images of {source.sample_size}, not {model.sample_size}"
@@ -164,7 +170,7 @@ def _check_resizable(source: TokenAutoencoder, model: TokenAutoencoder) -> None:
         seen = [(vae.encoder.size, vae.encoder.patch) for vae in (source, model)]
         if seen[0] != seen[1]:
             raise ValueError(f"{sizes}, and its learnt channels are read at another size: {seen[0]}, not {seen[1]}")
-    elif source.encoder.conv_out.weight.any() or source.encoder.conv_out.bias.any():
+    elif _has_learnt(source.encoder):
         raise ValueError(f"{sizes}, and its encoder has learnt that size: take one with freeze_tokens")
 
 
