@@ -24,6 +24,7 @@ from .training.loop import train
 from .training.own_samples import check_own_samples, check_start, make_own_samples
 from .training.setup import make_accelerator, make_loader, start_run
 from .training.sharding import whole_unet
+from .training.teacher import check_teacher, open_teacher
 
 
 def main(argv: list[str]) -> None:
@@ -32,6 +33,7 @@ def main(argv: list[str]) -> None:
     vae = open_vae(ldm.vae, subfolder=ldm.vae_subfolder, revision=ldm.vae_revision)
     check_vae(vae, ldm.vae, data)
     check_own_samples(ldm)
+    check_teacher(ldm, vae)
     choose_view(vae, ldm)
     unet = build_unet(ldm, vae.diffusion_latent_shape)
     start_run(config, options)
@@ -53,10 +55,11 @@ def main(argv: list[str]) -> None:
         start_from_(unet, ldm.start_from, None if ldm.own_samples else linear_channels(vae))
     scheduler = build_scheduler(ldm)
     if ldm.own_samples:
-        check_start(ldm, scheduler)
+        check_start(ldm.start_from, "start_from", scheduler)
     ema = EMAModel([], decay=ldm.ema_decay, foreach=True) if ldm.use_ema else None  # `train` gives it the weights
     # On these images and for this target: the FQ-VAE may have its statistics from others (`train_vae.py --start_from`).
     measure_view_(vae, train_images, ldm.target)
+    teacher = open_teacher(ldm, scheduler, vae, accelerator, len(classes))
     if ldm.cache_latents and not ldm.distill_steps:  # which learns of no image
         wait = accelerator.wait_for_everyone
         train_data = cache_latents(folder, vae, train_images, ldm.target, data.random_flip, wait)
@@ -68,7 +71,7 @@ def main(argv: list[str]) -> None:
     if ldm.own_samples:
         pipeline = make_pipeline(vae, unet, scheduler, ldm, train_images)
         own = make_own_samples(accelerator, folder, pipeline, ldm, config.seed)
-    compute_loss = make_loss(vae, scheduler, ldm, data.random_flip, len(classes), own)
+    compute_loss = make_loss(vae, scheduler, ldm, data.random_flip, len(classes), own, teacher)
 
     def preview(step):
         averaged = whole_unet(unet, ema)

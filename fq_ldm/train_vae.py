@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
     if not checkpoints(folder / "checkpoints"):
         model.to(accelerator.device)
         if painting.start_from is not None:
-            weights, kept = len(model.decoder.state_dict()), "linear channels" if learning else "tokens"
+            weights, kept = len(model.decoder.state_dict()), "channels that it has" if learning else "tokens"
             accelerator.print(f"start_from: the {kept}, and {len(taken)} of the decoder's {weights} weights")
         # The other processes get its weights and buffers with the first step.
         elif accelerator.is_main_process:

@@ -1,7 +1,6 @@
 """Loading pipelines with the installed package: the index first, then only what it names; no code of a repository."""
 
 import json
-import math
 import os
 import re
 import shutil
@@ -19,7 +18,6 @@ from .schedules import OF_TRAINING
 
 OURS = "fq_ldm"  # the library that components are imported from, whatever file a repository brings
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token")
-LIKENESS = 1e-2  # of two standardisations, in deviations: from other images or of another target they differ by more
 WEIGHTS = "diffusion_pytorch_model"
 CONFIG_FILE = "config.json"  # of an FQ-VAE alone
 CARD = """---
@@ -178,14 +176,7 @@ def check_latents(name: str, folder: Path, vae: TokenAutoencoder, variant: str |
     """Raise a `ValueError` if the diffusion latents of an FQ-VAE are not those that a pipeline was trained on."""
     has_variant = variant is not None and any((folder / "vqvae").glob(f"{WEIGHTS}.{variant}*"))
     saved = load_vae(folder, "vqvae", variant=variant if has_variant else None).diffusion_view
-    given = vae.diffusion_view
-    ratio = math.sqrt(math.prod(given.latent_size) / math.prod(saved.latent_size))  # amplitudes follow the norm
-    same = (given.layout, given.shape) == (saved.layout, saved.shape)
-    if same:
-        shift = (given.mean.cpu() / ratio - saved.mean) / saved.std
-        scale = given.std.cpu() / ratio / saved.std
-        same = bool((shift.abs() < LIKENESS).all() and ((scale - 1).abs() < LIKENESS).all())
-    if not same:
+    if not vae.diffusion_view.resembles(saved):
         raise ValueError(
             f"vqvae: has other diffusion latents than those that the UNet of {name} was trained on: train it with "
             f"train_vae.py --start_from {name}"

@@ -240,10 +240,10 @@ def test_training_pairs_images_with_their_classes(call, shades, tmp_path, monkey
     assert status == 0, err
     seen = []
 
-    def watch(prepared, scheduler, latents, generator, gamma=None, sampling="uniform", class_labels=None):
+    def watch(prepared, scheduler, latents, generator, gamma=None, sampling="uniform", class_labels=None, *more):
         if class_labels is not None and prepared.training:
             seen.append((latents.detach(), class_labels))
-        return diffusion_loss(prepared, scheduler, latents, generator, gamma, sampling, class_labels)
+        return diffusion_loss(prepared, scheduler, latents, generator, gamma, sampling, class_labels, *more)
 
     monkeypatch.setattr("fq_ldm.training.ldm.diffusion_loss", watch)
     options |= dict(vae="vae", output_dir="ldm", cache_latents=cached, label_dropout=0.2, checkpointing_steps=2)

@@ -20,8 +20,10 @@ from test_baselines import MODELS
 from test_scripts import LDM_OPTIONS, VAE_OPTIONS, to_flags
 
 from fq_ldm import FQModel, train_ldm, train_vae
-from fq_ldm.diffusion import diffusion_loss, latents_of_tokens
+from fq_ldm.diffusion import build_scheduler, build_unet, diffusion_loss, latents_of_tokens
 from fq_ldm.metrics import evaluate_reconstruction
+from fq_ldm.options import LDMConfig
+from fq_ldm.training.teacher import LinearTeacher
 
 # How often the host waits for the device, and how many copies from it block, in one training step after the first. One
 # more is a step that is slower on every GPU; one fewer is to be noted here.
@@ -40,6 +42,7 @@ SYNCHRONISATIONS = {
     "model fsq": (0, 0),
     "model simvq": (0, 0),
     "diffusion loss": (0, 0),
+    "diffusion loss, taught": (1, 0),  # the teacher sees noisy latents alone, and how many these are has to be known
     "train_vae no": (0, 0),
     "train_vae no, logged": (1, 0),
     "train_vae bf16": (0, 0),
@@ -290,6 +293,27 @@ def test_the_diffusion_loss_is_taken_on_the_gpu(pipeline, prediction, expect):
             diffusion_loss(unet, scheduler, latents_of_tokens(vae, tokens), generator, snr_gamma=5.0).backward()
             stop = len(record.events)
         expect("diffusion loss", record, start, stop)
+
+
+def test_a_teacher_teaches_on_the_gpu(expect):
+    options = LDMConfig(
+        prediction_type="v_prediction",
+        unet_block_out_channels=[8],
+        unet_attention_levels=[],
+        unet_norm_num_groups=4,
+        unet_attention_head_dim=4,
+    )
+    scheduler = build_scheduler(options)
+    with pretend_gpu() as record:
+        student, teacher = (build_unet(options, (channels, 8, 8)).to("cuda") for channels in (3, 2))
+        teacher = LinearTeacher(teacher, scheduler)
+        latents = torch.zeros(4, 3, 8, 8, device="cuda")
+        for _ in range(2):
+            start = len(record.events)
+            generator = torch.Generator("cuda").manual_seed(0)
+            diffusion_loss(student, scheduler, latents, generator, teacher=teacher).backward()
+            stop = len(record.events)
+        expect("diffusion loss, taught", record, start, stop)
 
 
 @pytest.mark.parametrize("scheduler_class", [DDPMScheduler, DPMSolverMultistepScheduler])

@@ -204,15 +204,18 @@ def test_timesteps_are_spread_and_uniform(count):
     torch.testing.assert_close(shares, torch.full((10,), 0.1), atol=0.015, rtol=0)
 
 
-def test_logit_normal_timesteps_lie_in_the_middle():
+@pytest.mark.parametrize("mean", [0.0, -0.8])
+def test_logit_normal_timesteps_lie_around_their_mean(mean):
     generator = torch.Generator().manual_seed(0)
-    drawn = [draw_timesteps(64, 1000, torch.device("cpu"), generator, "logit_normal") for _ in range(200)]
+    drawn = [draw_timesteps(64, 1000, torch.device("cpu"), generator, "logit_normal", mean) for _ in range(200)]
     drawn = torch.cat(drawn).double() / 1000
-    normal = torch.distributions.Normal(0.0, 1.0)
+    normal = torch.distributions.Normal(mean, 1.0)
     for quantile in (0.1, 0.25, 0.5, 0.75, 0.9):
         expected = torch.sigmoid(normal.icdf(torch.tensor(quantile))).item()
         assert drawn.quantile(quantile).item() == pytest.approx(expected, abs=0.005)
     assert drawn.min() >= 0 and drawn.max() < 1
+    with pytest.raises(UserError, match="timestep_logit_mean: is for timestep_sampling logit_normal, not 0.5"):
+        LDMConfig(timestep_logit_mean=0.5)
 
 
 def test_without_min_snr_the_loss_is_the_mean_squared_error():

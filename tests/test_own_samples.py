@@ -231,6 +231,7 @@ def test_a_pipeline_of_few_steps(image_folder, vae, pipeline, tmp_path, call):  
         (dict(distill_steps=4, own_samples=0), "distill_steps: needs own_samples, not 4"),
         (dict(distill_steps=4, prediction_type="epsilon"), "own_samples: have ways for a UNet of v_prediction alone"),
         (dict(start_from=None), "own_samples: are of the UNet that start_from gives: give it, not 12"),
+        (dict(linear_teacher="nowhere"), "own_samples: learn of no other UNet: leave linear_teacher out"),
         (dict(target="quantized"), "own_samples: need target unquantized"),
         (dict(unet_dropout=0.1), "own_samples: need unet_dropout 0"),
         (dict(snr_gamma=5), "own_samples: are told apart without weights: leave snr_gamma out"),

@@ -208,18 +208,40 @@ def test_learnt_channels_from_images_to_a_pipeline(train, call, image_folder, tm
         assert learnt.tokenize(images).shape == (8, options["num_tokens"]) and view[:, 4:].std() > 0.3
 
     # The decoder goes on; codes and learnt channels stay bit for bit.
-    train("further", max_train_steps=2, start_from="learnt", **options)
-    further = load_file(tmp_path / "further" / WEIGHTS)
-    same = {k for k, v in load_file(tmp_path / "learnt" / WEIGHTS).items() if torch.equal(v, further[k])}
-    assert {k for k in further if not k.startswith("decoder.")} <= same and "decoder.conv_in.weight" not in same
+    def same(name):
+        further = load_file(tmp_path / name / WEIGHTS)
+        return {k for k, v in load_file(tmp_path / "learnt" / WEIGHTS).items() if torch.equal(v, further[k])}
 
-    status, _, err = call(
-        train_ldm.main, vae="learnt", output_dir="second", start_from="first", **common, **LDM_OPTIONS
-    )
+    train("further", max_train_steps=2, start_from="learnt", freeze_tokens=True, **options)
+    changed = set(learnt.state_dict()) - same("further")
+    assert all(name.startswith("decoder.") for name in changed) and "decoder.conv_in.weight" in changed
+    # Or they learn on, beside the same linear ones, and tokens are found in what they are now.
+    train("on", max_train_steps=2, start_from="learnt", **options)
+    changed = set(learnt.state_dict()) - same("on")
+    assert {"decoder.conv_in.weight", "encoder.conv_in.weight", "quantize.codebook.entries"} <= changed
+    with torch.no_grad():
+        latents = [vae.encode(images).latents for vae in (learnt, FQModel.from_pretrained(tmp_path / "on").eval())]
+    assert torch.equal(latents[0][:, :1], latents[1][:, :1]) and not torch.equal(latents[0], latents[1])
+
+    further = dict(vae="learnt", start_from="first", linear_teacher="first", output_dir="second", **common)
+    status, _, err = call(train_ldm.main, **further, **LDM_OPTIONS)
     assert status == 0, err
     pipe = FQLDMPipeline.from_pretrained(tmp_path / "second")
     assert pipe.unet.config.in_channels == 12
     assert pipe(2, 2, torch.Generator().manual_seed(0), output_type="pt").images.shape == (2, 1, 16, 16)
+
+    for changes, message in (
+        (dict(vae="linear"), "linear_teacher: is for an FQ-VAE with learnt channels, which linear has not"),
+        (dict(linear_teacher="learnt"), "linear_teacher: no UNet can be loaded from learnt"),
+        (
+            dict(linear_teacher="second"),
+            "linear_teacher: the latents of second, 12 channels, are not the 4 linear",
+        ),
+        (dict(beta_schedule="squaredcos_cap_v2"), "linear_teacher: was trained with beta_schedule linear"),
+        (dict(max_train_images=12), "linear_teacher: the latents of first, 4 channels, are not the 4"),
+    ):
+        status, _, err = call(train_ldm.main, **LDM_OPTIONS | further | dict(output_dir="third") | changes)
+        assert status in (1, 2) and message in err.splitlines()[-1] and "Traceback" not in err, err
 
 
 def test_a_stopped_run_of_learnt_channels_ends_in_the_same_bits(train, tmp_path):
@@ -227,8 +249,17 @@ def test_a_stopped_run_of_learnt_channels_ends_in_the_same_bits(train, tmp_path)
     train("whole", max_train_steps=3, checkpointing_steps=3, **options)
     train_until(train, "parts", 1, max_train_steps=3, checkpointing_steps=1, **options)
     train("parts", max_train_steps=3, checkpointing_steps=1, **options)
-    whole, parts = (load_file(tmp_path / name / WEIGHTS) for name in ("whole", "parts"))
-    assert all(torch.equal(whole[k], parts[k]) for k in whole)
+    assert same_weights(tmp_path / "whole", tmp_path / "parts")
+    options |= dict(start_from="whole", max_train_steps=3, seed=1)  # as does one in which they learn on
+    train("further", checkpointing_steps=3, **options)
+    train_until(train, "stopped", 1, checkpointing_steps=1, **options)
+    train("stopped", checkpointing_steps=1, **options)
+    assert same_weights(tmp_path / "further", tmp_path / "stopped")
+
+
+def same_weights(*folders) -> bool:
+    first, second = (load_file(folder / WEIGHTS) for folder in folders)
+    return all(torch.equal(first[k], second[k]) for k in first)
 
 
 @pytest.mark.parametrize(

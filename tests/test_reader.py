@@ -84,6 +84,34 @@ def test_noise_on_learnt_channels_is_of_their_deviation(learnt):
     low = model.from_diffusion_latents(model.to_diffusion_latents(model.encode(images).latents))
     again = model._latent_noise(wanted, torch.Generator().manual_seed(0), model.diffusion_view.deviation(low))
     torch.testing.assert_close(again[:, 3:], 10 * noise[:, 3:], rtol=1e-3, atol=1e-4)
+    factor = torch.ones((), requires_grad=True)  # and learns nothing of that kind
+    with torch.enable_grad():
+        unit = model.diffusion_view.deviation(factor * low)
+        model._latent_noise(wanted, torch.Generator().manual_seed(0), unit).square().sum().backward()
+    torch.testing.assert_close(factor.grad, 2 * again.square().sum(), rtol=1e-3, atol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layout, patch_size", [("spatial", 1), ("spatial", 2), ("spectral", 1)])
+def test_learnt_channels_come_out_of_the_noise_later(learnt, layout, patch_size):
+    """They are weaker for a UNet, and nothing else changes: latents, and noise in units of their deviation."""
+    plain, images = learnt
+    model = FQModel(**LEARNT, learnt_scale=0.3)
+    model.load_state_dict(plain.state_dict())
+    for each in (plain, model.eval()):
+        each.set_diffusion_view_(layout, patch_size)
+        each.measure_diffusion_latents_(each.encode(images).latents, quantized=False)
+    latents = plain.project_latents(plain.encode(images).latents)
+    linear, scale = 3 * patch_size**2, torch.tensor(0.3)
+    view, plain_view = model.to_diffusion_latents(latents), plain.to_diffusion_latents(latents)
+    torch.testing.assert_close(view[:, :linear], plain_view[:, :linear])
+    torch.testing.assert_close(view[:, linear:], scale * plain_view[:, linear:])
+    torch.testing.assert_close(model.from_diffusion_latents(view), plain.from_diffusion_latents(plain_view))
+    wanted = torch.full((64, 5), 0.5)
+    noise, plain_noise = (each._latent_noise(wanted, torch.Generator().manual_seed(0)) for each in (model, plain))
+    torch.testing.assert_close(noise, plain_noise)
+    assert model.diffusion_view.resembles(plain.diffusion_view, linear)
+    assert not model.diffusion_view.resembles(plain.diffusion_view)
 
 
 @torch.no_grad()
@@ -125,6 +153,7 @@ def test_larger_images_have_the_same_learnt_latents(learnt):
         (dict(num_tokens=12), "num_tokens 12: with learnt_channels tokens must hold all 80 numbers"),
         (dict(learnt_channels=5), "learnt_channels 5: are for a painter, and fewer than the latent_channels 5"),
         (dict(learnt_channels=0), "reader_width and reader_layers are for learnt_channels"),
+        (dict(learnt_channels=0, learnt_scale=0.3, reader_width=96, reader_layers=6), "learnt_scale, reader_width and"),
         (dict(diffusion_layout="spectral"), "diffusion_layout spectral: learnt_channels are learnt in the spatial one"),
         (dict(painter_block_out_channels=None), "learnt_channels 2: are for a painter"),
     ],

@@ -18,7 +18,7 @@ from .schedule import (
     sampling_scheduler,
     saved_scheduler,
 )
-from .unet import build_unet, start_from_
+from .unet import build_unet, open_unet, start_from_
 
 __all__ = [
     "SAMPLE_STEPS",
@@ -36,6 +36,7 @@ __all__ = [
     "latents_of_tokens",
     "linear_channels",
     "measure_view_",
+    "open_unet",
     "open_vae",
     "sampling_scheduler",
     "saved_scheduler",

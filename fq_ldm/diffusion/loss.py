@@ -15,7 +15,12 @@ from .latents import encode_images
 
 
 def draw_timesteps(
-    count: int, steps: int, device: torch.device, generator: torch.Generator, sampling: str = "uniform"
+    count: int,
+    steps: int,
+    device: torch.device,
+    generator: torch.Generator,
+    sampling: str = "uniform",
+    logit_mean: float = 0.0,
 ) -> torch.Tensor:
     """One random timestep for each image of a batch, out of 0 .. steps - 1: (count,) int64.
 
@@ -28,11 +33,12 @@ def draw_timesteps(
         device: of the result.
         generator: of the random number that all share.
         sampling: "uniform", or "logit_normal": oftener in the middle of the noise than at its ends (Esser et al. 2024).
+        logit_mean: of "logit_normal", whose logits have a deviation of 1; below 0 there is oftener less noise.
     """
     offset = torch.rand((), device=device, generator=generator, dtype=torch.float64)
     quantiles = (torch.arange(count, device=device, dtype=torch.float64) + offset) / count
     if sampling == "logit_normal":
-        quantiles = torch.sigmoid(torch.special.ndtri(quantiles))
+        quantiles = torch.sigmoid(logit_mean + torch.special.ndtri(quantiles))
     return (quantiles * steps).long().clamp(max=steps - 1)
 
 
@@ -44,6 +50,8 @@ def diffusion_loss(
     snr_gamma: float | None = None,
     timestep_sampling: str = "uniform",
     class_labels: torch.Tensor | None = None,
+    logit_mean: float = 0.0,
+    teacher: Callable | None = None,
 ) -> torch.Tensor:
     """Squared error of the prediction at timesteps spread over the noise: latents (B, C, H, W) -> scalar.
 
@@ -56,12 +64,14 @@ def diffusion_loss(
             weighs all timesteps alike in units of the prediction.
         timestep_sampling: as in `draw_timesteps`.
         class_labels: (B,) int64 for a class-conditional model, else None.
+        logit_mean: as in `draw_timesteps`.
+        teacher: `teacher(target, noisy latents, timesteps)` gives another target; None to learn from images alone.
     """
     noise = torch.randn(latents.shape, device=latents.device, generator=generator)
     steps = scheduler.config.num_train_timesteps
-    timesteps = draw_timesteps(len(latents), steps, latents.device, generator, timestep_sampling)
+    timesteps = draw_timesteps(len(latents), steps, latents.device, generator, timestep_sampling, logit_mean)
     condition = {} if class_labels is None else {"class_labels": class_labels}
-    errors = _errors(partial(model, **condition), scheduler, latents, noise, timesteps)
+    errors = _errors(partial(model, **condition), scheduler, latents, noise, timesteps, teacher)
     if snr_gamma is not None:
         snr = compute_snr(scheduler, timesteps)
         # An error of the noise is one of the latents times the SNR, an error of the velocity times SNR + 1.
@@ -79,6 +89,7 @@ def discriminative_loss(
     generator: torch.Generator,
     beta: float,
     timestep_sampling: str = "uniform",
+    logit_mean: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """How badly a model tells latents from samples of what it was: direct discriminative optimisation.
 
@@ -97,12 +108,13 @@ def discriminative_loss(
         beta: times the difference of the errors, summed over the latents, is the logit. The smaller, the further the
             model goes from the reference.
         timestep_sampling: as in `draw_timesteps`.
+        logit_mean: likewise.
 
     Returns:
         the loss, 2 log 2 at first, and the share of the pairs in which the image has the larger logit, 0.5 at first.
     """
     steps = scheduler.config.num_train_timesteps
-    timesteps = draw_timesteps(len(latents), steps, latents.device, generator, timestep_sampling).repeat(2)
+    timesteps = draw_timesteps(len(latents), steps, latents.device, generator, timestep_sampling, logit_mean).repeat(2)
     both = torch.cat([latents, samples])
     noise = torch.randn(both.shape, device=both.device, generator=generator)
     before, now = (_errors(each, scheduler, both, noise, timesteps) for each in (reference, model))
@@ -112,12 +124,20 @@ def discriminative_loss(
 
 
 def _errors(
-    model: Callable, scheduler: DDPMScheduler, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+    model: Callable,
+    scheduler: DDPMScheduler,
+    latents: torch.Tensor,
+    noise: torch.Tensor,
+    timesteps: torch.Tensor,
+    teacher: Callable | None = None,
 ) -> torch.Tensor:
     """Mean squared error of the prediction for each of the latents: (B,), float32."""
-    prediction = model(scheduler.add_noise(latents, noise, timesteps), timesteps).sample
+    noisy = scheduler.add_noise(latents, noise, timesteps)
+    prediction = model(noisy, timesteps).sample
     predicts_noise = scheduler.config.prediction_type == "epsilon"
     target = noise if predicts_noise else scheduler.get_velocity(latents, noise, timesteps)
+    if teacher is not None:
+        target = teacher(target, noisy, timesteps)
     return F.mse_loss(prediction.float(), target, reduction="none").mean((1, 2, 3))
 
 

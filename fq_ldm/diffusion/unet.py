@@ -48,6 +48,18 @@ def build_unet(ldm: LDMConfig, latent_shape: tuple[int, int, int], num_classes: 
         raise UserError(f"unet: {error}") from error
 
 
+def open_unet(path: str, option: str) -> UNet2DModel:
+    """The trained UNet of a pipeline that an option names, in a folder or on the Hub, in float32.
+
+    Raises:
+        DataError: if there is none.
+    """
+    try:
+        return UNet2DModel.from_pretrained(path, subfolder="unet", use_safetensors=True)
+    except Exception as error:  # as in open_vae
+        raise DataError(f"{option}: no UNet can be loaded from {path} ({' '.join(str(error).split())})") from error
+
+
 def start_from_(unet: UNet2DModel, path: str, first_channels: int | None = None) -> None:
     """Give a UNet the weights of the one in a pipeline, which may have fewer blocks in each level (`deepen_`).
 
@@ -59,10 +71,7 @@ def start_from_(unet: UNet2DModel, path: str, first_channels: int | None = None)
     Raises:
         DataError: if there is none, or it has another shape, or is larger.
     """
-    try:
-        trained = UNet2DModel.from_pretrained(path, subfolder="unet", use_safetensors=True)
-    except Exception as error:  # as in open_vae
-        raise DataError(f"start_from: no UNet can be loaded from {path} ({' '.join(str(error).split())})") from error
+    trained = open_unet(path, "start_from")
     wanted, found = (json.loads(model.to_json_string()) for model in (unet, trained))
     differ = [name for name in wanted if name[0] != "_" and found[name] != wanted[name]]
     if found["layers_per_block"] < wanted["layers_per_block"]:

@@ -105,9 +105,7 @@ class TokenAutoencoder(StartsFromData, SavedVQModel):
         tokens = make_tokens(self.latent_shape, crop)
         graph = GraphModule(config.num_tokens) if graph_module else None
         self.quantize = TokenQuantizer(tokens, make_codebook(tokens.token_dim), graph)
-        self.diffusion_view = DiffusionView(
-            self.latent_shape, crop, config.diffusion_patch_size, config.diffusion_layout
-        )
+        self.diffusion_view = self._view(crop, config.diffusion_patch_size, config.diffusion_layout)
 
     def _apply(self, fn, recurse=True):
         colors = self.color_transform
@@ -285,9 +283,13 @@ class TokenAutoencoder(StartsFromData, SavedVQModel):
         Raises:
             ValueError: if the latents have no such view.
         """
-        view = DiffusionView(self.latent_shape, self.diffusion_view.spectral_crop, patch_size, layout)
+        view = self._view(self.diffusion_view.spectral_crop, patch_size, layout)
         self.diffusion_view = view.to(self.diffusion_view.mean.device)
         self.register_to_config(diffusion_layout=layout, diffusion_patch_size=patch_size)
+
+    def _view(self, crop: tuple[int, int], patch_size: int, layout: str) -> DiffusionView:
+        scale = self.config.get("learnt_scale", 1.0)
+        return DiffusionView(self.latent_shape, crop, patch_size, layout, self.linear_channels, scale)
 
     def _gradients(self):
         """Of what makes tokens: none while they are frozen, which leaves the codebook alone too."""
@@ -310,7 +312,7 @@ class TokenAutoencoder(StartsFromData, SavedVQModel):
         Args:
             deviation: of each image and channel.
             generator: of the noise.
-            unit: what the latents are standardised by, or None for what they were measured to be.
+            unit: their deviation, or None for what it was measured to be.
         """
         shape = (len(deviation), *self.diffusion_latent_shape)
         each = deviation.repeat_interleave(shape[1] // deviation.shape[1], 1)[..., None, None]

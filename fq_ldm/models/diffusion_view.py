@@ -1,5 +1,7 @@
 """The view of the latents that a diffusion model learns: cropped, folded and standardised."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -7,16 +9,22 @@ from ..quantization.precision import Float32Module
 from ..spectrum import pack_spectrum, spectral_resize, unpack_spectrum
 
 LAYOUTS = ("spatial", "spectral")
+LIKENESS = 1e-2  # of two standardisations, in deviations: from other images or of another target they differ by more
 COARSE = 7  # the side of an image that holds the waves which cross it up to three times; odd, to hold them whole
 
 
 class DiffusionView(Float32Module):
-    """Latents (B, D, h, w) <-> diffusion latents (B, D*p*p, h'/p, w'/p) of zero mean and unit variance.
+    """Latents (B, D, h, w) <-> diffusion latents (B, D*p*p, h'/p, w'/p) of zero mean and of a standard deviation of 1.
 
     Quantized latents are band-limited to the spectral crop (h', w'), so shrinking them to that size loses
     nothing, keeps all distances, and makes the UNet's work smaller. Folding p x p pixels into channels
     (pixel unshuffle) keeps distances too. Only the last step, a shift and a scale, is not an isometry; it is
     measured on training images.
+
+    Channels that are learnt, the last of the latents, may be given a smaller deviation. Linear ones come out of the
+    noise of a diffusion from coarse to fine, since their coarse waves are a thousand times as strong as their fine
+    ones. Learnt ones are about as strong in all waves; of a deviation of 1 they would be settled before the waves that
+    they depend on.
 
     Args:
         latent_shape: (D, h, w).
@@ -24,6 +32,8 @@ class DiffusionView(Float32Module):
         patch_size: p.
         layout: "spatial", an image with a mean and a deviation for each channel, or "spectral", the packed Fourier
             coefficients (`pack_spectrum`), each with a mean and a deviation of its own.
+        linear_channels: how many of the D are not learnt, the first; None for all.
+        learnt_scale: the deviation of the others.
 
     Raises:
         ValueError: if p divides h' or w' not, or there is no such layout.
@@ -35,6 +45,8 @@ class DiffusionView(Float32Module):
         spectral_crop: tuple[int, int],
         patch_size: int,
         layout: str = "spatial",
+        linear_channels: int | None = None,
+        learnt_scale: float = 1.0,
     ):
         super().__init__()
         if layout not in LAYOUTS:
@@ -47,6 +59,8 @@ class DiffusionView(Float32Module):
         self.spectral_crop = tuple(spectral_crop)
         self.patch_size = patch_size
         self.layout = layout
+        self.linear_channels = (latent_shape[0] if linear_channels is None else linear_channels) * patch_size**2
+        self.learnt_scale = learnt_scale
         channels = latent_shape[0] * patch_size**2
         self.shape = (channels, spectral_crop[0] // patch_size, spectral_crop[1] // patch_size)
         statistics = self.shape if layout == "spectral" else (channels, 1, 1)
@@ -79,16 +93,18 @@ class DiffusionView(Float32Module):
         """What a change (B, C, H, W) of the diffusion latents changes in the latents: (B, D, h, w), float32.
 
         Args:
-            change: of latents that are standardised by `unit`.
-            unit: as `deviation` gives it; by default the measured one.
+            change: in deviations of each channel, learnt or not.
+            unit: these, as `deviation` gives them; by default the measured ones.
         """
         with torch.autocast(change.device.type, enabled=False):
-            scaled = change.float() * (self.std if unit is None else unit)
+            scaled = change.float() * (self._scaled(self.std, self.learnt_scale) if unit is None else unit)
             return spectral_resize(self._unfold(scaled), self.latent_size)
 
-    @torch.no_grad()
     def deviation(self, latents: torch.Tensor) -> torch.Tensor:
-        """Of these latents (n, D, h, w), in the shape of the measured ones; 1 for what never varies."""
+        """Of these latents (n, D, h, w), in the shape of the measured ones; 1 for what never varies.
+
+        Gradients know it: or else latents that learn beside noise of their deviation would grow to outgrow it.
+        """
         std = self._fold(latents).std(self._dimensions)
         return torch.where(std > 1e-5, std, 1).view_as(self.std)
 
@@ -98,9 +114,25 @@ class DiffusionView(Float32Module):
 
     @torch.no_grad()
     def measure_(self, latents: torch.Tensor) -> None:
-        """Set mean and standard deviation to those of the latents (n, D, h, w); what never varies is not scaled."""
+        """Standardise by these latents (n, D, h, w); what never varies is not scaled."""
         self.mean.copy_(self._fold(latents).mean(self._dimensions).view_as(self.mean))
-        self.std.copy_(self.deviation(latents))
+        self.std.copy_(self._scaled(self.deviation(latents), 1 / self.learnt_scale))
+
+    def resembles(self, other: "DiffusionView", channels: int | None = None) -> bool:
+        """Whether the latents of two image sizes look alike in both views: the first of their channels, or all."""
+        if (self.layout, self.patch_size, self.shape[1:]) != (other.layout, other.patch_size, other.shape[1:]):
+            return False
+        if channels is None and self.shape != other.shape:
+            return False
+        ratio = math.sqrt(math.prod(self.latent_size) / math.prod(other.latent_size))  # amplitudes follow the norm
+        means, stds = ((ours[:channels].cpu() / ratio, theirs[:channels].cpu())
+                       for ours, theirs in ((self.mean, other.mean), (self.std, other.std)))  # fmt: skip
+        shift, scale = (means[0] - means[1]) / stds[1], stds[0] / stds[1] - 1
+        return bool((shift.abs() < LIKENESS).all() and (scale.abs() < LIKENESS).all())
+
+    def _scaled(self, deviation: torch.Tensor, factor: float) -> torch.Tensor:
+        """A deviation, that of learnt channels times a factor."""
+        return torch.cat([deviation[: self.linear_channels], deviation[self.linear_channels :] * factor])
 
     def _unfold(self, folded: torch.Tensor) -> torch.Tensor:
         unfolded = F.pixel_shuffle(folded, self.patch_size)

@@ -56,7 +56,8 @@ class FQModel(TokenAutoencoder):
         painter_outputs: how many of its sizes paint an image, from the largest down; the sum is the image.
         learnt_channels: K of the D latent channels are those of a `Reader`, which learns with the painter
             (`learn_latents_`) what low frequencies leave open; the others are linear. 0 for a trunk's encoder.
-        reader_width: its channels.
+        learnt_scale: their deviation in the diffusion latents; see `DiffusionView`.
+        reader_width: channels of the reader.
         reader_layers: its residual blocks.
         painter_equalizer: its images get the power of training images at every frequency, measured after training by
             `fq_ldm.models.equalize_`.
@@ -98,6 +99,7 @@ class FQModel(TokenAutoencoder):
         painter_outputs: int = 1,
         painter_equalizer: bool = False,
         learnt_channels: int = 0,
+        learnt_scale: float = 1.0,
         reader_width: int = READER_WIDTH,
         reader_layers: int = READER_LAYERS,
     ):
@@ -134,9 +136,11 @@ class FQModel(TokenAutoencoder):
         """Of the registered configuration, for `_build`."""
         config = self.config
         if not config.learnt_channels:
-            if (config.reader_width, config.reader_layers) != (READER_WIDTH, READER_LAYERS):
+            given = (config.learnt_scale, config.reader_width, config.reader_layers)
+            if given != (1, READER_WIDTH, READER_LAYERS):
                 raise ValueError(
-                    "reader_width and reader_layers are for learnt_channels: give those too, or leave them out"
+                    "learnt_scale, reader_width and reader_layers are for learnt_channels: give those too, or leave "
+                    "them out"
                 )
             return None
         if config.painter_block_out_channels is None or not 0 < config.learnt_channels < config.latent_channels:

@@ -33,6 +33,11 @@ class LDMConfig:
         "unet_layers_per_block is more than there, or the FQ-VAE has learnt channels beside its; by default from "
         "random weights",
     )
+    linear_teacher: str | None = option(
+        None,
+        "pipeline, folder or Hub repository, whose UNet makes the linear channels: where noise is stronger than the "
+        "latents, one that makes learnt channels too learns them from it; by default from images alone",
+    )
     own_samples: int = option(
         0,
         "so many samples of start_from's UNet are made, and training is to tell images from them (direct "
@@ -63,6 +68,9 @@ class LDMConfig:
     timestep_sampling: str = option(
         "uniform", "how often each timestep is trained", choices=["uniform", "logit_normal"]
     )
+    timestep_logit_mean: float = option(
+        0.0, "of logit_normal: 0 is the middle of the noise, at smaller ones less noise is trained oftener"
+    )
     label_dropout: float = option(
         0.1, "share of training images whose class is hidden, for guidance; only where there are classes"
     )
@@ -82,7 +90,8 @@ class LDMConfig:
     def __post_init__(self):
         check(min(self.unet_attention_levels, default=0) >= 0, "unet_attention_levels", self.unet_attention_levels,
               "must not be negative")  # fmt: skip
-        zeros = ("own_samples", "distill_steps", "unet_attention_levels", "unet_dropout", "label_dropout", "ema_decay")
+        zeros = ("own_samples", "distill_steps", "unet_attention_levels", "unet_dropout", "label_dropout", "ema_decay",
+                 "timestep_logit_mean")  # fmt: skip
         check_positive(self, but=zeros)
         for name in ("own_samples", "distill_steps"):
             check(getattr(self, name) >= 0, name, getattr(self, name), "must not be negative")
@@ -90,4 +99,6 @@ class LDMConfig:
         check(0 <= self.label_dropout < 1, "label_dropout", self.label_dropout, "must lie in 0 .. 1")
         check(self.preview_inference_steps <= self.num_train_timesteps, "preview_inference_steps",
               self.preview_inference_steps, f"is at most num_train_timesteps, {self.num_train_timesteps}")  # fmt: skip
+        check(self.timestep_logit_mean == 0 or self.timestep_sampling == "logit_normal", "timestep_logit_mean",
+              self.timestep_logit_mean, "is for timestep_sampling logit_normal")  # fmt: skip
         check(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "must lie in 0 .. 1")

@@ -12,14 +12,16 @@ class PaintingConfig:
 
     start_from: str | None = option(
         None,
-        "trained FQ-VAE, folder or Hub repository, whose tokens are kept bit for bit: only the decoder is trained; or, "
-        "for learnt_channels, one of linear channels, which are kept",
+        "trained FQ-VAE, folder or Hub repository, whose tokens are kept bit for bit: only the decoder is trained; but "
+        "learnt_channels without freeze_tokens learn, or learn on, and the linear channels are kept",
     )
     freeze_taken: bool = option(
         False, "with start_from, keep the weights that the decoder takes from there too: only what is new is trained"
     )
     freeze_tokens: bool = option(
-        False, "train the decoder alone on tokens as they start from data: the encoder stays linear"
+        False,
+        "train the decoder alone, on tokens as they start from data, where the encoder stays linear, or as "
+        "start_from has them",
     )
     decode_unquantized: bool = option(False, "train the decoder on latents that are not quantized")
     latent_noise: float = option(

@@ -69,6 +69,11 @@ class VAEConfig:
     learnt_channels: int = option(
         0, "so many of the latent channels are learnt with that decoder, beside linear ones, by an encoder at its size"
     )
+    learnt_scale: float = option(
+        1.0,
+        "standard deviation of these in the diffusion latents, where linear channels have 1: smaller ones come out of "
+        "the noise later, when the linear ones are known",
+    )
     reader_width: int = option(96, "channels of that encoder")
     reader_layers: int = option(6, "its residual blocks")
     init_images: int = option(12288, "training images that filters, scales and codebook start from")

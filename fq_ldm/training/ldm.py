@@ -29,6 +29,7 @@ from ..options import LDMConfig, TrainingConfig
 from ..pipelines import FQLDMPipeline
 from .own_samples import OwnSamples, OwnWays
 from .run import Batch
+from .teacher import LinearTeacher
 
 
 def make_loss(
@@ -38,10 +39,12 @@ def make_loss(
     flip: bool,
     num_classes: int,
     own: OwnSamples | OwnWays | None = None,
+    teacher: LinearTeacher | None = None,
 ):
     """The loss of a batch of images, or of what the cache keeps of them, alone or with their classes, for `train`.
 
-    With `own` samples it is how badly they are told from images, or made in few steps, else the error of denoising.
+    With `own` samples it is how badly they are told from images, or made in few steps, else the error of denoising,
+    in which a `teacher` gives some of the targets.
     """
 
     def compute_loss(prepared, batch: Batch) -> tuple[torch.Tensor, dict]:
@@ -61,7 +64,8 @@ def make_loss(
         if labels is not None:
             labels = hide_labels(labels, ldm.label_dropout, num_classes, generator)
         loss = diffusion_loss(
-            prepared, scheduler, latents, generator, ldm.snr_gamma, ldm.timestep_sampling, labels
+            prepared, scheduler, latents, generator, ldm.snr_gamma, ldm.timestep_sampling, labels,
+            ldm.timestep_logit_mean, teacher,
         )  # fmt: skip
         return loss, {}
 

@@ -49,7 +49,7 @@ class OwnSamples:
         chosen = torch.randint(len(self.samples), (len(latents),), device=latents.device, generator=generator)
         loss, told_apart = discriminative_loss(
             model, self._refer, scheduler, latents, self.samples[chosen], generator, self.ldm.own_samples_beta,
-            self.ldm.timestep_sampling,
+            self.ldm.timestep_sampling, self.ldm.timestep_logit_mean,
         )  # fmt: skip
         return loss, {"told_apart": told_apart}
 
@@ -102,6 +102,7 @@ def check_own_samples(ldm: LDMConfig) -> None:
     rules = [
         (ldm.start_from is not None, "are of the UNet that start_from gives: give it"),
         (ldm.target == "unquantized", "need target unquantized: samples are not of the codebook, which would tell"),
+        (ldm.linear_teacher is None, "learn of no other UNet: leave linear_teacher out"),
         (ldm.num_train_timesteps >= SAMPLE_STEPS, f"take {SAMPLE_STEPS} steps: give num_train_timesteps as many"),
     ]
     if ldm.distill_steps:
@@ -115,14 +116,14 @@ def check_own_samples(ldm: LDMConfig) -> None:
         check(holds, "own_samples", ldm.own_samples, rule)
 
 
-def check_start(ldm: LDMConfig, scheduler: DDPMScheduler) -> None:
-    """Raise a `UserError` if the UNet in `start_from` was trained for another noise schedule, or for few steps."""
-    theirs = DDPMScheduler.load_config(ldm.start_from, subfolder="scheduler")
+def check_start(path: str, option: str, scheduler: DDPMScheduler) -> None:
+    """Raise a `UserError` if the UNet that an option names was trained for another noise schedule, or for few steps."""
+    theirs = DDPMScheduler.load_config(path, subfolder="scheduler")
     other = [f"{key} {theirs.get(key)}, not {value}" for key, value in schedule_of(scheduler).items()
              if theirs.get(key) != value]  # fmt: skip
-    check(not other, "start_from", ldm.start_from, f"was trained with {', '.join(other)}: give the options that it had")
-    steps = FQLDMPipeline.load_config(ldm.start_from).get("num_inference_steps")
-    check(steps is None, "start_from", ldm.start_from, f"samples in {steps} steps alone: give what it was made of")
+    check(not other, option, path, f"was trained with {', '.join(other)}: give the options that it had")
+    steps = FQLDMPipeline.load_config(path).get("num_inference_steps")
+    check(steps is None, option, path, f"samples in {steps} steps alone: give what it was made of")
 
 
 def make_own_samples(

@@ -214,9 +214,10 @@ def freeze_(model: TokenAutoencoder, painting: PaintingConfig, taken: list[str])
         check(not learnt or model.tokens_frozen, "freeze_tokens", painting.freeze_tokens,
               "would leave learnt_channels as they start: give a start_from that has learnt them")  # fmt: skip
         model.freeze_tokens_()
-    if learnt and not model.tokens_frozen:
+    elif learnt:
         check(painting.decode_unquantized, "learnt_channels", learnt,
-              "are learnt with a decoder of unquantized latents: give decode_unquantized")  # fmt: skip
+              "are learnt with a decoder of unquantized latents: give decode_unquantized, or freeze_tokens to keep "
+              "those of start_from")  # fmt: skip
         model.learn_latents_()
     check(model.tokens_frozen or model.latents_learning or not painting.decode_unquantized,
           "decode_unquantized", painting.decode_unquantized,
@@ -242,7 +243,8 @@ def averaged(model: TokenAutoencoder, ema: EMAModel | None) -> Iterator[None]:
 def open_start_(painting: PaintingConfig, model: TokenAutoencoder) -> list[str]:
     """Give a model the tokens of the trained one, in a folder or on the Hub, that `start_from` names.
 
-    Of a linear coder a model with learnt channels takes the linear ones, and has its tokens to learn.
+    Of a linear coder a model with learnt channels takes the linear ones, and has the others to learn. Of one that has
+    learnt them it takes all; without `freeze_tokens` they learn on.
 
     Returns:
         The names of the decoder's weights that were taken too; see `models.take_tokens_`.
@@ -256,6 +258,11 @@ def open_start_(painting: PaintingConfig, model: TokenAutoencoder) -> list[str]:
         taken = take_tokens_(model, source)
     except ValueError as error:
         raise UserError(f"start_from: the model in {painting.start_from} {error}") from error
+    if source.config.get("learnt_channels") and not painting.freeze_tokens:
+        check(not painting.freeze_taken, "freeze_taken", True, "keeps the decoder alone: give freeze_tokens too")
+        check(source.sample_size == model.sample_size, "start_from", painting.start_from,
+              f"learnt its channels from images of {source.sample_size}, and keeps them at {model.sample_size}: give "
+              "freeze_tokens")  # fmt: skip
     if painting.freeze_taken and not taken:
         raise UserError(f"freeze_taken: {painting.start_from} gives nothing that this decoder could keep")
     if painting.freeze_taken and "decoder.conv_out.weight" in taken:
