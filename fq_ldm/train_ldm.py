@@ -24,7 +24,7 @@ from .training.loop import train
 from .training.own_samples import check_own_samples, check_start, make_own_samples
 from .training.setup import make_accelerator, make_loader, start_run
 from .training.sharding import whole_unet
-from .training.teacher import check_teacher, open_teacher
+from .training.teacher import check_learnt, open_teacher
 
 
 def main(argv: list[str]) -> None:
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
     vae = open_vae(ldm.vae, subfolder=ldm.vae_subfolder, revision=ldm.vae_revision)
     check_vae(vae, ldm.vae, data)
     check_own_samples(ldm)
-    check_teacher(ldm, vae)
+    check_learnt(ldm, vae)
     choose_view(vae, ldm)
     unet = build_unet(ldm, vae.diffusion_latent_shape)
     start_run(config, options)

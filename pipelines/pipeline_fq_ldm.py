@@ -13,7 +13,8 @@ from fq_ldm.own_code import OwnCode
 from .classes import ClassLabels, class_numbers
 from .known_images import Images, KnownImages
 from .loading import PackageLoading
-from .schedules import adds_noise, check_scheduler, default_steps, schedule_of, step_options
+from .schedules import check_scheduler, default_steps, schedule_of, step_options
+from .temperatures import check_learnt_temperature, check_temperatures
 
 DECODE_BATCH_SIZE = 64  # images decoded at a time: the decoder works at full resolution
 
@@ -34,10 +35,11 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
             "none of them".
         class_shares: how often each class occurs in the training data.
         num_inference_steps: by default, of a UNet that was trained for so many; None for those of the scheduler.
+        learnt_temperature: by default, of an FQ-VAE with learnt channels.
 
     Raises:
         ValueError: if the UNet's channels are not those of the diffusion latents, or its classes not those named,
-            or if there are more steps than in training.
+            if there are more steps than in training, or no learnt channels for their temperature.
     """
 
     model_cpu_offload_seq = "unet"
@@ -55,6 +57,7 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
         class_names: list[str] | None = None,
         class_shares: list[float] | None = None,
         num_inference_steps: int | None = None,
+        learnt_temperature: float = 1.0,
     ):
         super().__init__()
         channels = vqvae.diffusion_latent_shape[0]
@@ -72,10 +75,11 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
         most = scheduler.config.num_train_timesteps
         if num_inference_steps is not None and not 1 <= num_inference_steps <= most:
             raise ValueError(f"num_inference_steps must lie in 1 .. {most}, or be None, not {num_inference_steps}")
+        check_learnt_temperature(learnt_temperature, vqvae)
         self.register_modules(vqvae=vqvae, unet=unet, scheduler=scheduler)
         self.register_to_config(
             quantize_samples=quantize_samples, class_names=class_names, class_shares=class_shares,
-            num_inference_steps=num_inference_steps,
+            num_inference_steps=num_inference_steps, learnt_temperature=learnt_temperature,
         )  # fmt: skip
         self._trained_schedule = schedule_of(scheduler)
         self._interrupt = False
@@ -111,7 +115,7 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
     @property
     def options(self) -> dict:
         """What `__init__` takes beside the components."""
-        names = ("quantize_samples", "class_names", "class_shares", "num_inference_steps")
+        names = ("quantize_samples", "class_names", "class_shares", "num_inference_steps", "learnt_temperature")
         return {name: self.config[name] for name in names}
 
     @torch.no_grad()
@@ -134,6 +138,7 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
         mask_image: Images | None = None,
         batch_size: int | None = None,
         temperature: float = 1.0,
+        learnt_temperature: float | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Generate images.
 
@@ -167,6 +172,9 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
             temperature: of the starting noise, whose coarsest waves are multiplied by it. Below 1 fewer images are
                 broken, and all are more alike. For schedulers that add no noise in their steps, which would make the
                 starting noise forgotten.
+            learnt_temperature: of the starting noise of learnt channels, all waves of it, for such schedulers; by
+                default what the pipeline was saved with. Below 1 details fit one another better and textures are
+                smoother; who is shown changes little, since the linear channels say that.
 
         Returns:
             `ImagePipelineOutput` with `images`, or `(images,)`.
@@ -186,7 +194,7 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
         step_kwargs = step_options(self.scheduler, generator, eta)
         self._check_guidance(class_labels, guidance_scale, guidance_interval)
         self._check_start(image, strength, mask_image)
-        self._check_temperature(temperature, image, eta)
+        check_temperatures(temperature, learnt_temperature, self.vqvae, self.scheduler, eta, image)
         device = self._execution_device
         shape = (num_images, *self.vqvae.diffusion_latent_shape)
 
@@ -199,7 +207,7 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
         noise, known, timesteps = latents, None, self.scheduler.timesteps
         self._interrupt = False
         if image is None:
-            latents = self._cooled(noise, temperature) * self.scheduler.init_noise_sigma
+            latents = self._cooled(noise, temperature, learnt_temperature) * self.scheduler.init_noise_sigma
             if hasattr(self.scheduler, "set_begin_index"):  # some would look the first timestep up, and find two
                 self.scheduler.set_begin_index(0)
         else:
@@ -242,8 +250,9 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
     def _own_steps(self) -> int:
         return self.config.num_inference_steps or default_steps(self.scheduler)
 
-    def _cooled(self, noise: torch.Tensor, temperature: float) -> torch.Tensor:
-        return noise if temperature == 1 else self.vqvae.diffusion_view.temper(noise, temperature)
+    def _cooled(self, noise: torch.Tensor, temperature: float, learnt: float | None) -> torch.Tensor:
+        learnt = self.config.learnt_temperature if learnt is None else learnt
+        return noise if temperature == learnt == 1 else self.vqvae.diffusion_view.temper(noise, temperature, learnt)
 
     def _finished(self, latents: torch.Tensor, generator, known: KnownImages | None, output_type: str):
         """Diffusion latents -> images of a type, with the known pixels in their places."""
@@ -286,19 +295,6 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
         most = self.scheduler.config.num_train_timesteps
         if steps is not None and not 1 <= steps <= most:
             raise ValueError(f"num_inference_steps must lie in 1 .. {most}, the steps of the training, not {steps}")
-
-    def _check_temperature(self, temperature, image, eta):
-        if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, and 1 for noise as it was in training, not {temperature}")
-        if temperature == 1:
-            return
-        if image is not None:
-            raise ValueError("temperature is of noise to start from: leave it at 1, or leave image out")
-        if adds_noise(self.scheduler, eta):
-            raise ValueError(
-                f"temperature is for schedulers without noise in their steps, and {type(self.scheduler).__name__} adds "
-                "some: leave it at 1, or take DPMSolverMultistepScheduler with algorithm_type dpmsolver++"
-            )
 
     def _check_start(self, image, strength, mask_image):
         if image is None and mask_image is not None:

@@ -224,11 +224,23 @@ def test_learnt_channels_from_images_to_a_pipeline(train, call, image_folder, tm
     assert torch.equal(latents[0][:, :1], latents[1][:, :1]) and not torch.equal(latents[0], latents[1])
 
     further = dict(vae="learnt", start_from="first", linear_teacher="first", output_dir="second", **common)
+    further |= dict(save_scheduler="dpm_solver_ode", learnt_temperature=0.5)
     status, _, err = call(train_ldm.main, **further, **LDM_OPTIONS)
     assert status == 0, err
     pipe = FQLDMPipeline.from_pretrained(tmp_path / "second")
     assert pipe.unet.config.in_channels == 12
     assert pipe(2, 2, torch.Generator().manual_seed(0), output_type="pt").images.shape == (2, 1, 16, 16)
+    noise = torch.randn(2, *pipe.vqvae.diffusion_latent_shape, generator=torch.Generator().manual_seed(0))
+    weak = torch.cat([noise[:, :4], 0.5 * noise[:, 4:]], dim=1)
+    cool, same, warm = (
+        pipe(2, 2, latents=latents, output_type="pt", **options).images
+        for latents, options in ((noise, {}), (weak, dict(learnt_temperature=1)), (noise, dict(learnt_temperature=1)))
+    )
+    assert torch.equal(cool, same) and not torch.equal(cool, warm)
+    with pytest.raises(ValueError, match="learnt_temperature is for an FQ-VAE with learnt channels, and this one has"):
+        FQLDMPipeline.from_pretrained(tmp_path / "first")(2, 2, learnt_temperature=0.5)
+    with pytest.raises(ValueError, match="learnt_temperature must be above 0"):
+        pipe(2, 2, learnt_temperature=0)
 
     for changes, message in (
         (dict(vae="linear"), "linear_teacher: is for an FQ-VAE with learnt channels, which linear has not"),

@@ -2,13 +2,16 @@
 
 from types import SimpleNamespace
 
+import pytest
 import torch
+from test_painter import PAINTING
 
+from fq_ldm import FQModel
 from fq_ldm.diffusion import build_scheduler, diffusion_loss
-from fq_ldm.options import LDMConfig
+from fq_ldm.options import LDMConfig, UserError
 from fq_ldm.training.ldm import make_loss
 from fq_ldm.training.run import Batch
-from fq_ldm.training.teacher import LinearTeacher
+from fq_ldm.training.teacher import LinearTeacher, check_learnt
 
 OPTIONS = LDMConfig(
     vae="vae", target="unquantized", beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction",
@@ -67,3 +70,12 @@ def test_training_learns_from_the_teacher_where_the_options_say():
         )
         assert found[-1] == expected
     assert found[0] != found[1]
+
+
+@pytest.mark.parametrize("option", [dict(linear_teacher="pipeline"), dict(learnt_temperature=0.5)])
+def test_without_learnt_channels_there_is_nothing_to_teach_or_cool(option):
+    linear = FQModel(**PAINTING)
+    check_learnt(LDMConfig(vae="vae"), linear)
+    (name,) = option
+    with pytest.raises(UserError, match=f"{name}: is for an FQ-VAE with learnt channels, which vae has not"):
+        check_learnt(LDMConfig(vae="vae", **option), linear)

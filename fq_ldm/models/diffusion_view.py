@@ -76,15 +76,16 @@ class DiffusionView(Float32Module):
         with torch.autocast(diffusion_latents.device.type, enabled=False):
             return spectral_resize(self._unfold(diffusion_latents.float() * self.std + self.mean), self.latent_size)
 
-    def temper(self, noise: torch.Tensor, temperature: float) -> torch.Tensor:
+    def temper(self, noise: torch.Tensor, temperature: float, learnt_temperature: float = 1.0) -> torch.Tensor:
         """Starting noise (B, C, H, W) -> the same with its coarsest waves times `temperature`: (B, C, H, W), float32.
 
         These are the waves that cross the image up to three times, along each side. What a UNet without noise in its
         steps makes of them is the build of an image, which is oftener wrong the rarer it is; finer waves keep all their
-        noise, or else images would become smooth.
+        noise, or else images would become smooth. Of learnt channels all waves are multiplied, by `learnt_temperature`
+        too: they say which details fit what the others show.
         """
         with torch.autocast(noise.device.type, enabled=False):
-            waves = self._unfold(noise.float())
+            waves = self._unfold(self._scaled(noise.float(), learnt_temperature))
             sides = tuple(min(side, COARSE) for side in self.spectral_crop)
             coarse = spectral_resize(spectral_resize(waves, sides), self.spectral_crop)
             return self._fold(waves + (temperature - 1) * coarse)
@@ -130,9 +131,10 @@ class DiffusionView(Float32Module):
         shift, scale = (means[0] - means[1]) / stds[1], stds[0] / stds[1] - 1
         return bool((shift.abs() < LIKENESS).all() and (scale.abs() < LIKENESS).all())
 
-    def _scaled(self, deviation: torch.Tensor, factor: float) -> torch.Tensor:
-        """A deviation, that of learnt channels times a factor."""
-        return torch.cat([deviation[: self.linear_channels], deviation[self.linear_channels :] * factor])
+    def _scaled(self, values: torch.Tensor, factor: float) -> torch.Tensor:
+        """Values (..., C, H, W), or (..., C, 1, 1), those of learnt channels times a factor."""
+        linear, learnt = values.tensor_split([self.linear_channels], dim=-3)
+        return torch.cat([linear, learnt * factor], dim=-3)
 
     def _unfold(self, folded: torch.Tensor) -> torch.Tensor:
         unfolded = F.pixel_shuffle(folded, self.patch_size)

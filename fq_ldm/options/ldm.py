@@ -85,6 +85,11 @@ class LDMConfig:
         "with noise in each step or without (ode)",
         choices=["ddpm", "dpm_solver", "dpm_solver_ode"],
     )
+    learnt_temperature: float = option(
+        1.0,
+        "of the saved pipeline: the starting noise of learnt channels is multiplied by it, for details that fit one "
+        "another better",
+    )
     save_precision: str = option("fp32", "of the UNet's saved weights", choices=["fp32", "fp16"])
 
     def __post_init__(self):

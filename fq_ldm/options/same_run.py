@@ -16,7 +16,7 @@ BEFORE = {
     "optimizer": "adamw", "painter_outputs": 1, "painter_equalizer": False, "freeze_taken": False,
     "discriminator_from": None, "own_samples": 0, "distill_steps": 0, "perceptual_weight": 0.0, "projected_weight": 0.0,
     "learnt_channels": 0, "learnt_noise": 0.0, "learnt_scale": 1.0,
-    "timestep_logit_mean": 0.0, "linear_teacher": None,
+    "timestep_logit_mean": 0.0, "linear_teacher": None, "learnt_temperature": 1.0,
 }  # fmt: skip
 
 

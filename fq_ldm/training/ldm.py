@@ -79,7 +79,8 @@ def make_pipeline(
     names, shares = list(images.class_names), None
     if names:
         shares = (torch.bincount(images.labels, minlength=len(names)) / len(images)).tolist()
-    return FQLDMPipeline(vae, unet, scheduler, ldm.quantize_samples, names or None, shares, ldm.distill_steps or None)
+    options = (ldm.quantize_samples, names or None, shares, ldm.distill_steps or None, ldm.learnt_temperature)
+    return FQLDMPipeline(vae, unet, scheduler, *options)
 
 
 def sample(pipeline: FQLDMPipeline, ldm: LDMConfig) -> torch.Tensor:

@@ -181,7 +181,13 @@ def _sample(pipeline: FQLDMPipeline, seeds: torch.Tensor, ways: int) -> torch.Te
         return tensors
 
     samples = pipeline(
-        len(seeds), SAMPLE_STEPS, generators, latents=noise, output_type="latent", callback_on_step_end=look
+        len(seeds),
+        SAMPLE_STEPS,
+        generators,
+        latents=noise,
+        output_type="latent",
+        callback_on_step_end=look,
+        learnt_temperature=1.0,
     ).images.cpu()
     return torch.stack(passed, 1) if ways else samples
 

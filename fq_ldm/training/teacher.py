@@ -45,10 +45,12 @@ class LinearTeacher:
         return target
 
 
-def check_teacher(ldm: LDMConfig, vae: TokenAutoencoder) -> None:
-    """Raise a `UserError` if a `linear_teacher` has nothing to teach."""
-    check(ldm.linear_teacher is None or linear_channels(vae) is not None, "linear_teacher", ldm.linear_teacher,
-          f"is for an FQ-VAE with learnt channels, which {ldm.vae} has not: leave it out")  # fmt: skip
+def check_learnt(ldm: LDMConfig, vae: TokenAutoencoder) -> None:
+    """Raise a `UserError` if options for learnt channels are given, and there are none."""
+    if linear_channels(vae) is None:
+        rule = f"is for an FQ-VAE with learnt channels, which {ldm.vae} has not: leave it out"
+        check(ldm.linear_teacher is None, "linear_teacher", ldm.linear_teacher, rule)
+        check(ldm.learnt_temperature == 1, "learnt_temperature", ldm.learnt_temperature, rule)
 
 
 def open_teacher(
