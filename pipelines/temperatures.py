@@ -8,8 +8,7 @@ from .schedules import adds_noise
 def check_learnt_temperature(temperature: float, vqvae: ModelMixin) -> None:
     """Raise a `ValueError` for noise of learnt channels that there are none of, or that would vanish."""
     _check_above_0("learnt_temperature", temperature)
-    view = vqvae.diffusion_view
-    if temperature != 1 and view.linear_channels == view.shape[0]:
+    if temperature != 1 and not vqvae.diffusion_view.has_learnt_channels:
         raise ValueError(
             "learnt_temperature is for an FQ-VAE with learnt channels, and this one has none: leave it at 1"
         )

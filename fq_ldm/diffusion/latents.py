@@ -52,9 +52,8 @@ def choose_view(vae: TokenAutoencoder, ldm: LDMConfig) -> None:
 
 def linear_channels(vae: TokenAutoencoder) -> int | None:
     """How many channels of the diffusion latents are linear, the first ones, where the others are learnt; else None."""
-    if not vae.config.get("learnt_channels"):
-        return None
-    return vae.linear_channels * vae.config.diffusion_patch_size**2
+    view = vae.diffusion_view
+    return view.linear_channels if view.has_learnt_channels else None
 
 
 @torch.no_grad()

@@ -67,6 +67,11 @@ class DiffusionView(Float32Module):
         self.register_buffer("mean", torch.zeros(statistics))
         self.register_buffer("std", torch.ones(statistics))
 
+    @property
+    def has_learnt_channels(self) -> bool:
+        """Whether channels beside the linear ones are there."""
+        return self.linear_channels < self.shape[0]
+
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents (B, D, h, w) -> diffusion latents (B, C, H, W), float32."""
         return (self._fold(latents) - self.mean) / self.std

@@ -258,7 +258,7 @@ def open_start_(painting: PaintingConfig, model: TokenAutoencoder) -> list[str]:
         taken = take_tokens_(model, source)
     except ValueError as error:
         raise UserError(f"start_from: the model in {painting.start_from} {error}") from error
-    if source.config.get("learnt_channels") and not painting.freeze_tokens:
+    if source.diffusion_view.has_learnt_channels and not painting.freeze_tokens:
         check(not painting.freeze_taken, "freeze_taken", True, "keeps the decoder alone: give freeze_tokens too")
         check(source.sample_size == model.sample_size, "start_from", painting.start_from,
               f"learnt its channels from images of {source.sample_size}, and keeps them at {model.sample_size}: give "

@@ -104,7 +104,7 @@ def measure(
         equalize_(model, sample, quantize)
     batches = tqdm(my_batches(held_out, EVALUATION_BATCH_SIZE), desc="held-out images")
     metrics = evaluate_reconstruction(model, batches, pixel_variance(sample), merge=merge, quantize=quantize)
-    learnt = ("decoder.", "encoder.") if model.config.get("learnt_channels") else ("decoder.",)
+    learnt = ("decoder.", "encoder.") if model.diffusion_view.has_learnt_channels else ("decoder.",)
     used = (p for name, p in model.named_parameters() if p.requires_grad or name.startswith(learnt))
     return metrics | {"parameters": sum(p.numel() for p in used)} | progress.metrics()
 
