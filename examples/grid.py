@@ -21,6 +21,7 @@ def main() -> None:
     parser.add_argument("--columns", type=int, default=8)
     parser.add_argument("--num_inference_steps", type=int, help="the pipeline's own number by default")
     parser.add_argument("--temperature", type=float, default=1.0, help="below 1: calmer faces, more alike")
+    parser.add_argument("--learnt_temperature", type=float, help="of learnt channels; the pipeline's own by default")
     parser.add_argument("--output", type=Path, default=Path("grid.png"))
     options = parser.parse_args()
     pipeline = FQLDMPipeline.from_pretrained(options.pipeline)
@@ -28,7 +29,12 @@ def main() -> None:
     seeds = range(options.first_seed, options.first_seed + options.samples)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     images = pipeline(
-        options.samples, options.num_inference_steps, generators, output_type="pt", temperature=options.temperature
+        options.samples,
+        options.num_inference_steps,
+        generators,
+        output_type="pt",
+        temperature=options.temperature,
+        learnt_temperature=options.learnt_temperature,
     ).images
     save_grid(images, options.output, options.columns, display_scale(images.shape[-2]))
     print(options.output)

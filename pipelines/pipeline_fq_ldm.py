@@ -13,7 +13,7 @@ from fq_ldm.own_code import OwnCode
 from .classes import ClassLabels, class_numbers
 from .known_images import Images, KnownImages
 from .loading import PackageLoading
-from .schedules import check_scheduler, default_steps, schedule_of, step_options
+from .schedules import adds_noise, check_scheduler, default_steps, schedule_of, step_options
 from .temperatures import check_learnt_temperature, check_temperatures
 
 DECODE_BATCH_SIZE = 64  # images decoded at a time: the decoder works at full resolution
@@ -172,9 +172,9 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
             temperature: of the starting noise, whose coarsest waves are multiplied by it. Below 1 fewer images are
                 broken, and all are more alike. For schedulers that add no noise in their steps, which would make the
                 starting noise forgotten.
-            learnt_temperature: of the starting noise of learnt channels, all waves of it, for such schedulers; by
-                default what the pipeline was saved with. Below 1 details fit one another better and textures are
-                smoother; who is shown changes little, since the linear channels say that.
+            learnt_temperature: of the starting noise of learnt channels, all waves of it, for such schedulers: with
+                these by default what the pipeline was saved with, with others 1. Below 1 details fit one another
+                better and textures are smoother; who is shown changes little, since the linear channels say that.
 
         Returns:
             `ImagePipelineOutput` with `images`, or `(images,)`.
@@ -207,7 +207,7 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
         noise, known, timesteps = latents, None, self.scheduler.timesteps
         self._interrupt = False
         if image is None:
-            latents = self._cooled(noise, temperature, learnt_temperature) * self.scheduler.init_noise_sigma
+            latents = self._cooled(noise, temperature, learnt_temperature, eta) * self.scheduler.init_noise_sigma
             if hasattr(self.scheduler, "set_begin_index"):  # some would look the first timestep up, and find two
                 self.scheduler.set_begin_index(0)
         else:
@@ -250,8 +250,9 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
     def _own_steps(self) -> int:
         return self.config.num_inference_steps or default_steps(self.scheduler)
 
-    def _cooled(self, noise: torch.Tensor, temperature: float, learnt: float | None) -> torch.Tensor:
-        learnt = self.config.learnt_temperature if learnt is None else learnt
+    def _cooled(self, noise: torch.Tensor, temperature: float, learnt: float | None, eta: float) -> torch.Tensor:
+        if learnt is None:
+            learnt = 1.0 if adds_noise(self.scheduler, eta) else self.config.learnt_temperature
         return noise if temperature == learnt == 1 else self.vqvae.diffusion_view.temper(noise, temperature, learnt)
 
     def _finished(self, latents: torch.Tensor, generator, known: KnownImages | None, output_type: str):

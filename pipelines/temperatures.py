@@ -21,7 +21,7 @@ def check_temperatures(
 
     Args:
         temperature: of coarse waves.
-        learnt: of learnt channels; None leaves it to the pipeline, which has one for noise that nothing adds to.
+        learnt: of learnt channels; None leaves it to the pipeline.
         vqvae: of the pipeline.
         scheduler: likewise.
         eta: noise that its steps add.

@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import TINY
+from diffusers import DDPMScheduler
 from safetensors.torch import load_file
 from test_adversarial import NETWORK, network_file  # noqa: F401  (a fixture)
 from test_metrics import vgg_file  # noqa: F401  (a fixture)
@@ -216,12 +217,15 @@ def test_learnt_channels_from_images_to_a_pipeline(train, call, image_folder, tm
     changed = set(learnt.state_dict()) - same("further")
     assert all(name.startswith("decoder.") for name in changed) and "decoder.conv_in.weight" in changed
     # Or they learn on, beside the same linear ones, and tokens are found in what they are now.
-    train("on", max_train_steps=2, start_from="learnt", **options)
+    train("on", max_train_steps=2, start_from="learnt", **options, learnt_scale=0.3)
     changed = set(learnt.state_dict()) - same("on")
     assert {"decoder.conv_in.weight", "encoder.conv_in.weight", "quantize.codebook.entries"} <= changed
     with torch.no_grad():
-        latents = [vae.encode(images).latents for vae in (learnt, FQModel.from_pretrained(tmp_path / "on").eval())]
+        on = FQModel.from_pretrained(tmp_path / "on").eval()
+        latents = [vae.encode(images).latents for vae in (learnt, on)]
+        view = on.to_diffusion_latents(latents[1])
     assert torch.equal(latents[0][:, :1], latents[1][:, :1]) and not torch.equal(latents[0], latents[1])
+    assert view[:, :4].std() > 0.5 and view[:, 4:].std() < 0.5
 
     further = dict(vae="learnt", start_from="first", linear_teacher="first", output_dir="second", **common)
     further |= dict(save_scheduler="dpm_solver_ode", learnt_temperature=0.5)
@@ -239,6 +243,14 @@ def test_learnt_channels_from_images_to_a_pipeline(train, call, image_folder, tm
     assert torch.equal(cool, same) and not torch.equal(cool, warm)
     with pytest.raises(ValueError, match="learnt_temperature is for an FQ-VAE with learnt channels, and this one has"):
         FQLDMPipeline.from_pretrained(tmp_path / "first")(2, 2, learnt_temperature=0.5)
+    pipe.scheduler = DDPMScheduler.from_config(pipe.scheduler.config)  # whose noise makes that of the start forgotten
+    plain, same = (
+        pipe(2, 2, torch.Generator().manual_seed(0), latents=noise, output_type="pt", learnt_temperature=given).images
+        for given in (None, 1)
+    )
+    assert torch.equal(plain, same)
+    with pytest.raises(ValueError, match="learnt_temperature is for schedulers without noise in their steps"):
+        pipe(2, 2, learnt_temperature=0.5)
     with pytest.raises(ValueError, match="learnt_temperature must be above 0"):
         pipe(2, 2, learnt_temperature=0)
 

@@ -154,6 +154,7 @@ def test_larger_images_have_the_same_learnt_latents(learnt):
         (dict(learnt_channels=5), "learnt_channels 5: are for a painter, and fewer than the latent_channels 5"),
         (dict(learnt_channels=0), "reader_width and reader_layers are for learnt_channels"),
         (dict(learnt_channels=0, learnt_scale=0.3, reader_width=96, reader_layers=6), "learnt_scale, reader_width and"),
+        (dict(learnt_scale=0), "learnt_scale 0: is a deviation, and must be above 0"),
         (dict(diffusion_layout="spectral"), "diffusion_layout spectral: learnt_channels are learnt in the spatial one"),
         (dict(painter_block_out_channels=None), "learnt_channels 2: are for a painter"),
     ],

@@ -22,6 +22,7 @@ from .classes import check_classes, judge_classes, labels_of, make_judge, spread
 from .networks import make_extractor, one_line
 
 DEFAULT_STEPS = 50
+TEMPERATURES = ("temperature", "learnt_temperature")
 GRID_SAMPLES = 64  # in samples.png
 SHOWN_NEIGHBOURS = 12  # in neighbours.png
 NEIGHBOUR_BATCH = 512  # training images at a time
@@ -60,11 +61,15 @@ def evaluate_pipeline(
     check(config.num_inference_steps <= steps, "num_inference_steps", config.num_inference_steps, f"is at most {steps}")
     check_classes(pipeline, train_images, config)
     pipeline.scheduler = sampling_scheduler(pipeline.scheduler, config.num_inference_steps)
-    check(
-        config.temperature == 1 or not adds_noise(pipeline.scheduler),
-        "temperature", config.temperature, "is for a pipeline that was saved with dpm_solver_ode, in fewer steps than "
-        "those of the training: noise in each step makes that of the start forgotten",
-    )  # fmt: skip
+    noisy = adds_noise(pipeline.scheduler)
+    if config.learnt_temperature is None:
+        config = replace(config, learnt_temperature=1.0 if noisy else pipeline.config.learnt_temperature)
+    for name in TEMPERATURES:
+        check(getattr(config, name) == 1 or not noisy, name, getattr(config, name),
+              "is for a pipeline that was saved with dpm_solver_ode, in fewer steps than those of the training: noise "
+              "in each step makes that of the start forgotten")  # fmt: skip
+    check(config.learnt_temperature == 1 or pipeline.vqvae.diffusion_view.has_learnt_channels, "learnt_temperature",
+          config.learnt_temperature, "is for a pipeline with learnt channels")  # fmt: skip
     network_metrics = [name for name in metrics if name in NETWORK_METRICS]
     extractor = make_extractor(config, network_metrics, pipeline.device) if network_metrics else None
     judge = None
@@ -115,8 +120,7 @@ def _sampling(pipeline: FQLDMPipeline, config: EvaluationConfig) -> dict:
         if scheduler.config.use_exponential_sigmas:
             names += ["use_exponential_sigmas", "sigma_max", "sigma_min"]
         made |= {name: scheduler.config[name] for name in names if name in scheduler.config}
-    if config.temperature != 1:
-        made["temperature"] = config.temperature
+    made |= {name: getattr(config, name) for name in TEMPERATURES if getattr(config, name) != 1}
     if pipeline.num_classes:
         made["guidance_scale"] = config.guidance_scale
     return made
@@ -183,7 +187,7 @@ def generate(pipeline: FQLDMPipeline, config: EvaluationConfig, classes: torch.T
     """
     pipeline.set_progress_bar_config(disable=True)
     seeds = torch.randint(2**62, (config.num_samples,), generator=torch.Generator().manual_seed(config.seed))
-    options = {"temperature": config.temperature}
+    options = {name: getattr(config, name) for name in TEMPERATURES}
     if classes is not None:
         options |= {"guidance_scale": config.guidance_scale, "guidance_interval": config.guidance_interval}
     for part in tqdm(my_share(torch.arange(config.num_samples).split(config.batch_size)), desc="sampling"):

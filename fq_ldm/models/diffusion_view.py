@@ -22,7 +22,7 @@ class DiffusionView(Float32Module):
     measured on training images.
 
     Channels that are learnt, the last of the latents, may be given a smaller deviation. Linear ones come out of the
-    noise of a diffusion from coarse to fine, since their coarse waves are a thousand times as strong as their fine
+    noise of a diffusion from coarse to fine, since their coarse waves have a hundred times the power of their fine
     ones. Learnt ones are about as strong in all waves; of a deviation of 1 they would be settled before the waves that
     they depend on.
 
@@ -32,7 +32,7 @@ class DiffusionView(Float32Module):
         patch_size: p.
         layout: "spatial", an image with a mean and a deviation for each channel, or "spectral", the packed Fourier
             coefficients (`pack_spectrum`), each with a mean and a deviation of its own.
-        linear_channels: how many of the D are not learnt, the first; None for all.
+        linear_channels: how many of the D are not learnt, the first; None for all. As an attribute, of the folded ones.
         learnt_scale: the deviation of the others.
 
     Raises:

@@ -148,6 +148,8 @@ class FQModel(TokenAutoencoder):
                 f"learnt_channels {config.learnt_channels}: are for a painter, and fewer than the latent_channels "
                 f"{config.latent_channels}: give painter_block_out_channels, and room for linear channels"
             )
+        if not config.learnt_scale > 0:
+            raise ValueError(f"learnt_scale {config.learnt_scale}: is a deviation, and must be above 0")
         if config.diffusion_layout != "spatial":
             raise ValueError(
                 f"diffusion_layout {config.diffusion_layout}: learnt_channels are learnt in the spatial one; "

@@ -35,7 +35,7 @@ def differing_options(source: TokenAutoencoder, model: TokenAutoencoder) -> list
 
 
 @torch.no_grad()
-def take_tokens_(model: TokenAutoencoder, source: TokenAutoencoder) -> list[str]:
+def take_tokens_(model: TokenAutoencoder, source: TokenAutoencoder, learning: bool = False) -> list[str]:
     """Give a model the tokens and diffusion latents of a trained one, bit for bit, and freeze them; or its linear ones.
 
     A source of another image size has the same tokens for the same picture, resampled by its spectrum, if it is a
@@ -46,6 +46,11 @@ def take_tokens_(model: TokenAutoencoder, source: TokenAutoencoder) -> list[str]
     A model with learnt channels takes the linear ones of a linear coder, and its decoder, which paints as it did: the
     learnt channels come last, and are not read at first. Nothing is frozen then, and tokens are to be found when they
     have been learnt.
+
+    Args:
+        model: untrained.
+        source: trained.
+        learning: learnt channels are to learn on, so that their deviation may become another (`learnt_scale`).
 
     Returns:
         The names of the decoder's weights that were taken too: all if it has the same shape, those of the sizes in
@@ -63,7 +68,7 @@ def take_tokens_(model: TokenAutoencoder, source: TokenAutoencoder) -> list[str]
         return _take_linear(model, source)
     if source.sample_size != model.sample_size:
         _check_resizable(source, model)
-    differences = differing_options(source, model)
+    differences = [each for each in differing_options(source, model) if not (learning and "learnt_scale " in each)]
     if source.diffusion_view.spectral_crop != model.diffusion_view.spectral_crop:
         crops = source.diffusion_view.spectral_crop, model.diffusion_view.spectral_crop
         differences.append(f"tokens inside the spectral_crop {crops[0]}, not {crops[1]}")

@@ -48,6 +48,7 @@ class EvaluationConfig:
         "distilled for, or 50",
     )
     temperature: float = option(1.0, "of the samples: below 1, with DPM-Solver++ without noise, calmer and more alike")
+    learnt_temperature: float | None = option(None, "of their learnt channels alone; by default the pipeline's own")
     guidance_scale: float = option(1.0, "of classifier-free guidance, for pipelines with classes; 1 for none")
     guidance_interval: list[float] = option([0.0, 1.0], "guide between these shares of the noise only")
     classifier_epochs: int = option(15, "over the training images, of the classifier that judges classes")
@@ -66,6 +67,7 @@ class EvaluationConfig:
             "num_inference_steps",
             "neighbour_samples",
             "temperature",
+            "learnt_temperature",
             "classifier_epochs",
         ):
             value = getattr(self, name)

@@ -87,8 +87,8 @@ class LDMConfig:
     )
     learnt_temperature: float = option(
         1.0,
-        "of the saved pipeline: the starting noise of learnt channels is multiplied by it, for details that fit one "
-        "another better",
+        "of the saved pipeline, with dpm_solver_ode: the starting noise of learnt channels is multiplied by it, for "
+        "details that fit one another better",
     )
     save_precision: str = option("fp32", "of the UNet's saved weights", choices=["fp32", "fp16"])
 
@@ -106,4 +106,7 @@ class LDMConfig:
               self.preview_inference_steps, f"is at most num_train_timesteps, {self.num_train_timesteps}")  # fmt: skip
         check(self.timestep_logit_mean == 0 or self.timestep_sampling == "logit_normal", "timestep_logit_mean",
               self.timestep_logit_mean, "is for timestep_sampling logit_normal")  # fmt: skip
+        check(self.learnt_temperature == 1 or self.save_scheduler == "dpm_solver_ode" or self.distill_steps,
+              "learnt_temperature", self.learnt_temperature,
+              "is for save_scheduler dpm_solver_ode: noise in each step makes that of the start forgotten")  # fmt: skip
         check(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "must lie in 0 .. 1")

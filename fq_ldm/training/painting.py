@@ -254,11 +254,12 @@ def open_start_(painting: PaintingConfig, model: TokenAutoencoder) -> list[str]:
         UserError: if its tokens are others than this model's, or nothing would be left to train.
     """
     source = open_vae(painting.start_from, "start_from")
+    learning = source.diffusion_view.has_learnt_channels and not painting.freeze_tokens
     try:
-        taken = take_tokens_(model, source)
+        taken = take_tokens_(model, source, learning)
     except ValueError as error:
         raise UserError(f"start_from: the model in {painting.start_from} {error}") from error
-    if source.diffusion_view.has_learnt_channels and not painting.freeze_tokens:
+    if learning:
         check(not painting.freeze_taken, "freeze_taken", True, "keeps the decoder alone: give freeze_tokens too")
         check(source.sample_size == model.sample_size, "start_from", painting.start_from,
               f"learnt its channels from images of {source.sample_size}, and keeps them at {model.sample_size}: give "
