@@ -149,7 +149,7 @@ def untrained_vae(trained, tmp_path_factory):
         if name not in models:
             models[name] = build_model(data, vae)
             if painting.start_from is not None:
-                take_tokens_(models[name], make(vae_of(painting.start_from, trained))[0])
+                take_tokens_(models[name], make(vae_of(painting.start_from, trained))[0], not painting.freeze_tokens)
             models[name].save_pretrained(folder / name)
         return models[name], folder / name
 

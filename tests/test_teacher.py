@@ -72,10 +72,12 @@ def test_training_learns_from_the_teacher_where_the_options_say():
     assert found[0] != found[1]
 
 
-@pytest.mark.parametrize("option", [dict(linear_teacher="pipeline"), dict(learnt_temperature=0.5)])
+@pytest.mark.parametrize(
+    "option", [dict(linear_teacher="pipeline"), dict(learnt_temperature=0.5, save_scheduler="dpm_solver_ode")]
+)
 def test_without_learnt_channels_there_is_nothing_to_teach_or_cool(option):
     linear = FQModel(**PAINTING)
     check_learnt(LDMConfig(vae="vae"), linear)
-    (name,) = option
+    name = next(iter(option))
     with pytest.raises(UserError, match=f"{name}: is for an FQ-VAE with learnt channels, which vae has not"):
         check_learnt(LDMConfig(vae="vae", **option), linear)
