@@ -247,12 +247,15 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
         conditional, unconditional = self.unet(torch.cat([latents] * 2), t, class_labels=both).sample.chunk(2)
         return unconditional + scale * (conditional - unconditional)
 
+    def own_learnt_temperature(self, eta: float = 0.0) -> float:
+        """What `learnt_temperature` is by default: of no use, and 1, where steps add noise."""
+        return 1.0 if adds_noise(self.scheduler, eta) else self.config.learnt_temperature
+
     def _own_steps(self) -> int:
         return self.config.num_inference_steps or default_steps(self.scheduler)
 
     def _cooled(self, noise: torch.Tensor, temperature: float, learnt: float | None, eta: float) -> torch.Tensor:
-        if learnt is None:
-            learnt = 1.0 if adds_noise(self.scheduler, eta) else self.config.learnt_temperature
+        learnt = self.own_learnt_temperature(eta) if learnt is None else learnt
         return noise if temperature == learnt == 1 else self.vqvae.diffusion_view.temper(noise, temperature, learnt)
 
     def _finished(self, latents: torch.Tensor, generator, known: KnownImages | None, output_type: str):

@@ -63,7 +63,7 @@ def evaluate_pipeline(
     pipeline.scheduler = sampling_scheduler(pipeline.scheduler, config.num_inference_steps)
     noisy = adds_noise(pipeline.scheduler)
     if config.learnt_temperature is None:
-        config = replace(config, learnt_temperature=1.0 if noisy else pipeline.config.learnt_temperature)
+        config = replace(config, learnt_temperature=pipeline.own_learnt_temperature())
     for name in TEMPERATURES:
         check(getattr(config, name) == 1 or not noisy, name, getattr(config, name),
               "is for a pipeline that was saved with dpm_solver_ode, in fewer steps than those of the training: noise "

@@ -23,14 +23,19 @@ OF_LINEAR = ("in_channels", "act_fn", "norm_num_groups", "diffusion_patch_size",
 NO_TOKENS = ("decoder.", "equalizer.")  # weights of what comes after the tokens
 
 
-def differing_options(source: TokenAutoencoder, model: TokenAutoencoder) -> list[str]:
-    """The options in which two models differ, of those that tokens and diffusion latents depend on."""
+def differing_options(
+    source: TokenAutoencoder, model: TokenAutoencoder, free: tuple[str, ...] = NOT_OF_TOKENS
+) -> list[str]:
+    """The options in which two models differ, but those that begin with what is `free`.
+
+    By default they are those that tokens and diffusion latents depend on.
+    """
 
     def plain(value):
         return list(value) if isinstance(value, tuple) else value
 
     pairs = [(key, plain(source.config[key]), plain(model.config[key])) for key in source.config
-             if key in model.config and not key.startswith(NOT_OF_TOKENS)]  # fmt: skip
+             if key in model.config and not key.startswith(free)]  # fmt: skip
     return [f"{key} {theirs}, not {ours}" for key, theirs, ours in pairs if theirs != ours]
 
 
@@ -68,7 +73,7 @@ def take_tokens_(model: TokenAutoencoder, source: TokenAutoencoder, learning: bo
         return _take_linear(model, source)
     if source.sample_size != model.sample_size:
         _check_resizable(source, model)
-    differences = [each for each in differing_options(source, model) if not (learning and "learnt_scale " in each)]
+    differences = differing_options(source, model, NOT_OF_TOKENS + (("learnt_scale",) if learning else ()))
     if source.diffusion_view.spectral_crop != model.diffusion_view.spectral_crop:
         crops = source.diffusion_view.spectral_crop, model.diffusion_view.spectral_crop
         differences.append(f"tokens inside the spectral_crop {crops[0]}, not {crops[1]}")
