@@ -115,6 +115,64 @@ def test_learnt_channels_come_out_of_the_noise_later(learnt, layout, patch_size)
 
 
 @torch.no_grad()
+def test_an_error_of_learnt_channels_costs_what_one_of_linear_channels_does(learnt):
+    """However large the encoder made them; and neither images nor diffusion latents change."""
+    model, images = learnt
+    model.learn_latents_()
+    model.measure_diffusion_latents_(model.encode(images).latents, quantized=False)
+
+    def seen():
+        latents = model.encode(images).latents
+        return model(images, force_not_quantize=True).sample, model.to_diffusion_latents(latents)
+
+    before, sizes = seen(), []
+    for factor in (0.03, 30):
+        model.scale_learnt_channels_(torch.tensor(factor))
+        torch.testing.assert_close(seen(), before, rtol=1e-3, atol=1e-3)
+        model.weigh_learnt_channels_(images)
+        torch.testing.assert_close(seen(), before, rtol=1e-3, atol=1e-3)
+        sizes.append(model.encode(images).latents[:, 3:].std((0, 2, 3)))
+    torch.testing.assert_close(*sizes, rtol=1e-2, atol=0)
+    torch.testing.assert_close(model.diffusion_view.learnt_deviation, sizes[1], rtol=1e-2, atol=0)
+
+    latents, costs = model.encode(images).latents, []
+    for part in (slice(3), slice(3, None)):
+        error = torch.zeros_like(latents)
+        error[:, part] = 0.01 * torch.randn(latents[:, part].shape, generator=torch.Generator().manual_seed(1))
+        error = spectral_resize(spectral_resize(error, (4, 4)), (16, 16))  # what latents hold
+        change = model._decode_latents(latents + error) - model._decode_latents(latents)
+        costs.append(change.square().sum() / error.square().sum())
+    torch.testing.assert_close(*costs, rtol=0.2, atol=0)
+
+
+@torch.no_grad()
+def test_learnt_channels_that_do_nothing_stay_numbers(learnt):
+    model, images = learnt
+    model.decoder.conv_in.weight[:, 3:] = 0
+    model.weigh_learnt_channels_(images)
+    deviations = model.encode(images).latents.std((0, 2, 3))
+    assert deviations[3:].mean() > 0.005 * deviations[:3].mean()
+    with pytest.raises(ValueError, match="this model has no learnt channels to weigh"):
+        FQModel(**PAINTING).weigh_learnt_channels_(images)
+
+
+@torch.no_grad()
+def test_learnt_channels_learn_on_with_a_deviation_of_1(learnt):
+    source, images = learnt
+    source.measure_diffusion_latents_(source.encode(images).latents, quantized=False)
+    source.scale_learnt_channels_(torch.tensor([0.02, 0.05]))
+    model = FQModel(**LEARNT, learnt_scale=0.3).eval()
+    take_tokens_(model, source, learning=True)
+    deviations = model.encode(images).latents.std((0, 2, 3))
+    torch.testing.assert_close(deviations[3:], torch.ones(2), rtol=0.05, atol=0)
+    painted = []
+    for each in (model, source):
+        each.learn_latents_()
+        painted.append(each(images, force_not_quantize=True).sample)
+    torch.testing.assert_close(*painted, rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
 def test_it_starts_as_the_linear_coder_that_it_is_given(learnt):
     """Without learnt channels, which the decoder does not read yet, images are painted as before."""
     images = learnt[1]

@@ -72,6 +72,13 @@ class DiffusionView(Float32Module):
         """Whether channels beside the linear ones are there."""
         return self.linear_channels < self.shape[0]
 
+    @property
+    def learnt_deviation(self) -> torch.Tensor:
+        """Of the learnt channels of the latents, as it was measured: (K,)."""
+        ratio = math.sqrt(math.prod(self.spectral_crop) / math.prod(self.latent_size))  # amplitudes follow the norm
+        std = self.std[self.linear_channels :] * self.learnt_scale * ratio
+        return std.reshape(std.shape[0] // self.patch_size**2, -1).square().mean(1).sqrt()
+
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents (B, D, h, w) -> diffusion latents (B, C, H, W), float32."""
         return (self._fold(latents) - self.mean) / self.std
@@ -123,6 +130,14 @@ class DiffusionView(Float32Module):
         """Standardise by these latents (n, D, h, w); what never varies is not scaled."""
         self.mean.copy_(self._fold(latents).mean(self._dimensions).view_as(self.mean))
         self.std.copy_(self._scaled(self.deviation(latents), 1 / self.learnt_scale))
+
+    @torch.no_grad()
+    def scale_learnt_(self, factors: torch.Tensor) -> None:
+        """Follow learnt channels that are multiplied by factors (K,): their diffusion latents stay as they are."""
+        learnt = slice(self.linear_channels, None)
+        each = factors.repeat_interleave(self.patch_size**2).view(-1, 1, 1)
+        self.mean[learnt] *= each
+        self.std[learnt] *= each
 
     def resembles(self, other: "DiffusionView", channels: int | None = None) -> bool:
         """Whether the latents of two image sizes look alike in both views: the first of their channels, or all."""

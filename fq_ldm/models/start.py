@@ -10,6 +10,9 @@ from .reader import Reader
 
 STATISTICS_IMAGES = 1024  # that the diffusion latents are standardised by
 START_BATCH = 256  # images
+WEIGHED_IMAGES = 64
+WEIGHED_NOISE = 0.3  # deviations of a channel: about what a codebook leaves out
+LEAST_SHARE = 0.01  # of the deviation of linear channels: what hardly matters must still be told from nothing
 
 
 class Latents:
@@ -86,6 +89,49 @@ class StartsFromData:
         latents = Latents(encode, batches)
         self.quantize.initialize_(latents)
         return latents
+
+    @torch.no_grad()
+    def weigh_learnt_channels_(self, images: torch.Tensor) -> None:
+        """Give learnt channels the unit in which an error of theirs costs as much of the image as one of linear ones.
+
+        A codebook counts errors of all channels alike, and tokens spend their numbers where latents vary most. How
+        large an encoder has made its channels, which the painter undoes, says nothing of that. What the model paints of
+        latents that are not quantized, and what its diffusion latents are, stays as it was, but for rounding. Tokens do
+        not follow: `find_tokens_` is to come after it.
+
+        Args:
+            images: (n, c, H, W) in [-1, 1], of the training; the first 64 are enough.
+
+        Raises:
+            ValueError: if the model has no learnt channels.
+        """
+        if not isinstance(self.encoder, Reader):
+            raise ValueError("this model has no learnt channels to weigh: make it with learnt_channels")
+        latents = self.encode(images[:WEIGHED_IMAGES].to(self.device)).latents.float()
+        painted = self._decode_latents(latents)
+        unit, costs = self.diffusion_view.deviation(latents), []
+        for part in (slice(self.linear_channels), slice(self.linear_channels, None)):
+            deviation = latents.new_zeros(latents.shape[:2])
+            deviation[:, part] = WEIGHED_NOISE
+            error = self._latent_noise(deviation, torch.Generator(self.device).manual_seed(0), unit)
+            change = self._decode_latents(latents + error) - painted
+            costs.append(change.float().square().sum() / error.square().sum())
+        linear, learnt = (part.mean() for part in unit.tensor_split([self.diffusion_view.linear_channels]))
+        self.scale_learnt_channels_((costs[1] / costs[0]).sqrt().clamp(min=LEAST_SHARE * linear / learnt))
+
+    @torch.no_grad()
+    def scale_learnt_channels_(self, factors: torch.Tensor) -> None:
+        """Multiply the learnt channels by factors (K,), or one for all, and have the painter and the view undo it.
+
+        Tokens do not follow: `find_tokens_` is to come after it.
+        """
+        learnt = slice(self.linear_channels, None)
+        factors = factors.to(self.encoder.conv_out.weight.device).expand(self.latent_shape[0] - self.linear_channels)
+        last, first, view = self.encoder.conv_out, self.decoder.conv_in, self.diffusion_view
+        last.weight.mul_(factors.view(-1, 1, 1, 1))
+        last.bias.mul_(factors)
+        first.weight[:, learnt].div_(factors.view(1, -1, 1, 1))
+        view.scale_learnt_(factors)
 
     @torch.no_grad()
     def measure_diffusion_latents_(self, latents: torch.Tensor, quantized: bool = True) -> None:

@@ -55,7 +55,8 @@ def take_tokens_(model: TokenAutoencoder, source: TokenAutoencoder, learning: bo
     Args:
         model: untrained.
         source: trained.
-        learning: learnt channels are to learn on, so that their deviation may become another (`learnt_scale`).
+        learning: learnt channels are to learn on. They get a deviation of 1, which the decoder undoes, and the one in
+            diffusion latents may become another (`learnt_scale`).
 
     Returns:
         The names of the decoder's weights that were taken too: all if it has the same shape, those of the sizes in
@@ -91,6 +92,9 @@ def take_tokens_(model: TokenAutoencoder, source: TokenAutoencoder, learning: bo
     if unexpected or any(not name.startswith(NO_TOKENS) for name in missing):
         raise ValueError(f"has other weights than its configuration says: {', '.join([*missing, *unexpected])}")
     model.freeze_tokens_()
+    if learning and model.diffusion_view.has_learnt_channels:
+        # With a deviation of 1, which optimizers are made for; their unit is found anew afterwards.
+        model.scale_learnt_channels_(1 / source.diffusion_view.learnt_deviation)
     return list(decoder)
 
 

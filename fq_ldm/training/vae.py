@@ -62,7 +62,7 @@ def told_of(dataset: str) -> Iterator[None]:
 def find_tokens_(
     accelerator: Accelerator, model: TokenAutoencoder, sample: Iterable[torch.Tensor], dataset: str
 ) -> None:
-    """Find tokens in the latents that were learnt, by batches of training images, and freeze both.
+    """Weigh the channels that were learnt, find tokens in the latents, by batches of training images, and freeze both.
 
     The main process does, and the others are given what it found: their processors may round otherwise.
 
@@ -72,8 +72,9 @@ def find_tokens_(
     if accelerator.is_main_process:
         print("finding tokens in the learnt latents")
         with told_of(dataset):
+            model.weigh_learnt_channels_(next(iter(sample)))
             model.find_tokens_(sample)
-    for tensor in model.quantize.state_dict().values():
+    for tensor in model.state_dict().values():
         broadcast(tensor)
     model.freeze_tokens_()
 
