@@ -40,7 +40,7 @@ def test_it_is_complete(folder):
 
 def test_it_divides_the_work_as_it_says(folder, pipeline):
     vae = pipeline.vqvae
-    tokens, latents, snapped = {"celeba64": (96, (3, 16, 16), False), "celeba64_codec": (256, (12, 16, 16), True)}[
+    tokens, latents, snapped = {"celeba64": (192, (6, 16, 16), False), "celeba64_codec": (256, (12, 16, 16), True)}[
         folder.name
     ]
     assert vae.bits_per_image == tokens * 10 and vae.diffusion_latent_shape == latents

@@ -95,7 +95,7 @@ def test_generate(page, tmp_path):
 def test_reconstruct(page, faces, tmp_path):
     page.get_by_role("tab", name="Reconstruct").click()
     page.set_input_files("#upload input[type=file]", faces / "0.png")
-    page.wait_for_selector("#bits >> text=/960 bits .* PSNR/")
+    page.wait_for_selector("#bits >> text=/1920 bits .* PSNR/")
     page.wait_for_selector("#reconstruction img")
     page.wait_for_timeout(1000)
     page.screenshot(path=tmp_path / "reconstruct.png")
