@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import pickle
 import signal
 import subprocess
@@ -24,12 +25,14 @@ COMMON = {**VAE_OPTIONS, "output_dir": "out", "report_to": "none"}
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_stops(image_folder, tmp_path, number):
+    """Though it reaches all processes, those that load images too, as from a scheduler or a terminal."""
     options = {**COMMON, "dataset": image_folder, "max_train_steps": 100_000, "checkpointing_steps": 100_000}
-    command = [sys.executable, str(ROOT / "train_vae.py"), *to_flags(options)]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, str(ROOT / "train_vae.py"), *to_flags(options | {"dataloader_num_workers": 1})]
+    pipes = dict(stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, cwd=tmp_path, start_new_session=True, **pipes) as process:
         while "loss=" not in process.stderr.readline():
             assert process.poll() is None
-        process.send_signal(number)
+        os.killpg(process.pid, number)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     (saved,) = checkpoints(tmp_path / "out" / "checkpoints")

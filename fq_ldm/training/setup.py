@@ -1,6 +1,7 @@
 """What a run stands on before its first step: its folder, the accelerator and the order of the images."""
 
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -125,8 +126,15 @@ def make_loader(dataset, config: TrainingConfig, num_workers: int = 0) -> torch.
         drop_last=True,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
-        persistent_workers=False,
+        persistent_workers=num_workers > 0,  # an epoch of cached latents is seconds on a GPU
+        worker_init_fn=_outlive_signals,
     )
+
+
+def _outlive_signals(worker: int) -> None:
+    """Leave signals, which schedulers and terminals send to all processes, to the one that trains: it saves."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def seed_batch(device: torch.device, *key: int) -> torch.Generator:
