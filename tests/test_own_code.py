@@ -159,13 +159,17 @@ def test_export_is_checked_in_a_process_without_the_package(model, tmp_path, cap
     untrained_pipeline(model, 100).save_pretrained(tmp_path / "run")
     (tmp_path / "run" / "README.md").write_text('---\n---\nFQLDMPipeline.from_pretrained("run", x=1)\n')
     export.main([str(tmp_path / "run"), str(tmp_path / "out"), "--name", "ann/faces", "--check"])
-    assert "the same image, bit for bit" in capsys.readouterr().out
+    assert "loaded by diffusers alone: the same image" in capsys.readouterr().out
     assert 'from_pretrained("ann/faces", x=1)' in (tmp_path / "out" / "README.md").read_text()
     half = FQLDMPipeline.from_pretrained(tmp_path / "out", variant="fp16", torch_dtype=torch.float16)
     assert str(tmp_path) not in "".join(file.read_text() for file in (tmp_path / "out").rglob("*.json"))
     assert half.unet.dtype == torch.float16 and (tmp_path / "out" / "samples.png").is_file()
     with pytest.raises(UserError, match="is not empty"):
         export.main([str(tmp_path / "run"), str(tmp_path / "out")])
+    other = FQLDMPipeline.from_pretrained(tmp_path / "out")
+    torch.nn.init.constant_(other.vqvae.decoder.conv_out.bias, 0.1)
+    with pytest.raises(DataError, match="makes another image"):
+        export.check_folder(tmp_path / "out", other)
     (tmp_path / "out" / "vqvae" / "fq_model.py").write_text("raise ImportError('broken')")
     with pytest.raises(DataError, match="does not load .*broken"):
         export.check_folder(tmp_path / "out", half)
