@@ -134,10 +134,9 @@ class DiffusionView(Float32Module):
     @torch.no_grad()
     def scale_learnt_(self, factors: torch.Tensor) -> None:
         """Follow learnt channels that are multiplied by factors (K,): their diffusion latents stay as they are."""
-        learnt = slice(self.linear_channels, None)
         each = factors.repeat_interleave(self.patch_size**2).view(-1, 1, 1)
-        self.mean[learnt] *= each
-        self.std[learnt] *= each
+        for statistic in (self.mean, self.std):
+            statistic.copy_(self._scaled(statistic, each))
 
     def resembles(self, other: "DiffusionView", channels: int | None = None) -> bool:
         """Whether the latents of two image sizes look alike in both views: the first of their channels, or all."""
@@ -151,8 +150,8 @@ class DiffusionView(Float32Module):
         shift, scale = (means[0] - means[1]) / stds[1], stds[0] / stds[1] - 1
         return bool((shift.abs() < LIKENESS).all() and (scale.abs() < LIKENESS).all())
 
-    def _scaled(self, values: torch.Tensor, factor: float) -> torch.Tensor:
-        """Values (..., C, H, W), or (..., C, 1, 1), those of learnt channels times a factor."""
+    def _scaled(self, values: torch.Tensor, factor: float | torch.Tensor) -> torch.Tensor:
+        """Values (..., C, H, W), or (..., C, 1, 1), those of learnt channels times a factor, or one for each."""
         linear, learnt = values.tensor_split([self.linear_channels], dim=-3)
         return torch.cat([linear, learnt * factor], dim=-3)
 
