@@ -11,6 +11,7 @@ Prints one line of JSON, and with `--output` writes the samples with green frame
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 import cv2
@@ -56,7 +57,7 @@ def mtcnn_probabilities(images: list[np.ndarray]) -> list[float] | None:
     return [float(p[0] or 0) for p in probabilities]
 
 
-def make_samples(path: str, count: int, steps: int, temperatures: dict) -> torch.Tensor:
+def make_samples(path: str, count: int, steps: int, sampling: dict) -> torch.Tensor:
     """The images of the seeds 0 .. count - 1, none left out: (n, 3, H, W) in [0, 1]."""
     pipeline = FQLDMPipeline.from_pretrained(path)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -64,7 +65,7 @@ def make_samples(path: str, count: int, steps: int, temperatures: dict) -> torch
     parts = []
     for seeds in torch.arange(count).split(BATCH):
         generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
-        images = pipeline(len(seeds), steps, generators, output_type="pt", **temperatures).images
+        images = pipeline(len(seeds), steps, generators, output_type="pt", **sampling).images
         parts.append(images.cpu())
     return torch.cat(parts)
 
@@ -76,6 +77,8 @@ def main() -> None:
     parser.add_argument("--num_inference_steps", type=int, default=50, help="of DPM-Solver++; 1000 for DDPM")
     parser.add_argument("--temperature", type=float, default=1.0, help="of the samples' starting noise")
     parser.add_argument("--learnt_temperature", type=float, help="of learnt channels; the pipeline's own by default")
+    parser.add_argument("--pag_scale", type=float, help="of guidance by attention; the pipeline's own by default")
+    parser.add_argument("--pag_threshold", type=float, help="whom it guides: inf for all; its own by default")
     parser.add_argument("--images", help="dataset to look at instead")
     parser.add_argument("--validation_split")
     parser.add_argument("--resolution", type=int, default=64)
@@ -89,8 +92,9 @@ def main() -> None:
         )
         images = (sample_images(load_images(data)[1], options.samples, seed=0) + 1) / 2
     else:
-        temperatures = {name: getattr(options, name) for name in ("temperature", "learnt_temperature")}
-        images = make_samples(options.pipeline, options.samples, options.num_inference_steps, temperatures)
+        names = ("temperature", "learnt_temperature", "pag_scale", "pag_threshold")
+        sampling = {name: getattr(options, name) for name in names}
+        images = make_samples(options.pipeline, options.samples, options.num_inference_steps, sampling)
 
     prepared = [prepare(image) for image in images]
     found = {"opencv_cascade": cascade_finds(prepared)}
@@ -99,7 +103,9 @@ def main() -> None:
         found["mtcnn"] = [probability > MTCNN_PROBABILITY for probability in probabilities]
     report = {"of": options.pipeline or options.images, "images": len(images)}
     if options.pipeline:
-        report |= {"num_inference_steps": options.num_inference_steps, **temperatures}
+        if sampling["pag_threshold"] == math.inf:
+            sampling["pag_threshold"] = "all"  # JSON knows no infinity
+        report |= {"num_inference_steps": options.num_inference_steps, **sampling}
     report |= {name: sum(finds) / len(finds) for name, finds in found.items()}
     if probabilities is not None:
         report["mtcnn_confidence"] = sum(probabilities) / len(probabilities)

@@ -125,7 +125,8 @@ def main() -> None:
     parser.add_argument("--num_inference_steps", type=int, default=50, help="evaluations of the UNet for each image")
     parser.add_argument("--output", type=Path, help="picture: a row for each way, the images first")
     options = parser.parse_args()
-    pipeline = FQLDMPipeline.from_pretrained(options.pipeline)
+    # Not all that is compared here can be guided as a pipeline was saved to be.
+    pipeline = FQLDMPipeline.from_pretrained(options.pipeline, pag_scale=0.0)
     pipeline.set_progress_bar_config(disable=True)
     side = pipeline.vqvae.sample_size[0]
     data = DataConfig(dataset=options.images, validation_split=options.validation_split, resolution=[side])

@@ -57,7 +57,8 @@ def main() -> None:
     parser.add_argument("--num_inference_steps", type=int, default=50)
     parser.add_argument("--only", nargs="+", help="parts of names")
     options = parser.parse_args()
-    pipeline = FQLDMPipeline.from_pretrained(options.pipeline)
+    # How many images a threshold guides differs between steps and schedulers.
+    pipeline = FQLDMPipeline.from_pretrained(options.pipeline, pag_scale=0.0)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     pipeline.set_progress_bar_config(disable=True)
     pipeline_fq_ldm.check_scheduler = lambda scheduler, trained: None  # this is how it is found out what to refuse

@@ -17,7 +17,7 @@ from fq_ldm import FQLDMPipeline
 from fq_ldm.data import to_tensor
 from fq_ldm.diffusion import fast_scheduler
 from fq_ldm.metrics import psnr, to_uint8
-from fq_ldm.pipelines.schedules import adds_noise
+from fq_ldm.pipelines.guidance import has_attention
 
 SHOWN = 256  # pixels, at least, of the longer side of a picture
 PREVIEWS = 5  # pictures on the way to a sample
@@ -35,8 +35,7 @@ class Looks:
         self.pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
         self.pipeline.set_progress_bar_config(disable=True)
         self.pipeline.scheduler = fast_scheduler(self.pipeline.scheduler)
-        # Noise in each step would make the starting noise, and its temperature, forgotten.
-        self.has_temperature = not adds_noise(self.pipeline.scheduler)
+        self.has_attention = has_attention(self.pipeline.unet)
         self.lock = threading.Lock()
         self.vae = self.pipeline.vqvae
         self.class_names = self.pipeline.config.class_names or []
@@ -47,7 +46,7 @@ class Looks:
         )
 
     def generate(
-        self, seed: int, count: int, steps: int, label: str | None, guidance: float, temperature: float
+        self, seed: int, count: int, steps: int, label: str | None, guidance: float, guide_all: bool
     ) -> Iterator[tuple[float, list[Image.Image]]]:
         """Yield the share of the steps that is done, and the pictures as far as they are.
 
@@ -57,7 +56,7 @@ class Looks:
             steps: of DPM-Solver++.
             label: name of a class, or None.
             guidance: its scale; of classes only.
-            temperature: of the starting noise.
+            guide_all: by attention, in place of those pictures that the pipeline was saved to guide.
         """
         found: queue.Queue = queue.Queue()
         every = max(1, steps // PREVIEWS)
@@ -69,7 +68,9 @@ class Looks:
 
         def work():
             seeds = [torch.Generator().manual_seed(seed + i) for i in range(count)]
-            options = {"temperature": temperature, "callback_on_step_end": look}
+            options = {"callback_on_step_end": look}
+            if guide_all:
+                options |= {"pag_scale": self.pipeline.config.pag_scale or 1.0, "pag_threshold": math.inf}
             if self.class_names:
                 options |= {"class_labels": label, "guidance_scale": guidance}
             try:
@@ -151,7 +152,8 @@ class Looks:
             ddim = DDIMScheduler.from_config(self.pipeline.scheduler.config)
             pipeline = FQLDMPipeline.from_pipe(self.pipeline, scheduler=ddim)
             pipeline.set_progress_bar_config(disable=True)
-            images = pipeline(num_inference_steps=steps, latents=noise, class_labels=label).images
+            # Guided or not by a threshold, neighbours on the way would jump.
+            images = pipeline(num_inference_steps=steps, latents=noise, class_labels=label, pag_scale=0.0).images
             return [enlarge(image) for image in images]
 
     def examples(self, count: int = 4, steps: int = 20) -> list[str]:

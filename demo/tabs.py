@@ -18,18 +18,18 @@ def generate_tab(looks: Looks) -> None:
         steps = gr.Slider(4, 50, 20, step=1, label="Steps")
         label = _class_choice(looks)
         guidance = gr.Slider(1, 5, 1, step=0.5, label="Guidance", visible=bool(looks.class_names))
-        temperature = gr.Slider(
-            0.6, 1, 1, step=0.05, label="Temperature: lower for fewer broken images", visible=looks.has_temperature
+        guide_all = gr.Checkbox(
+            False, label="Guide all by attention: fewer broken, more alike", visible=looks.has_attention
         )
     button = gr.Button("Generate", variant="primary")
     gallery = gr.Gallery(columns=4, label="Samples", elem_id="samples", height=680)
 
-    def generate(seed, count, steps, label, guidance, temperature, progress=gr.Progress()):  # noqa: B008 (gradio's way)
-        for share, pictures in looks.generate(int(seed), int(count), int(steps), label, guidance, temperature):
+    def generate(seed, count, steps, label, guidance, guide_all, progress=gr.Progress()):  # noqa: B008 (gradio's way)
+        for share, pictures in looks.generate(int(seed), int(count), int(steps), label, guidance, guide_all):
             progress(share)
             yield pictures
 
-    button.click(generate, [seed, count, steps, label, guidance, temperature], gallery, **ALONE)
+    button.click(generate, [seed, count, steps, label, guidance, guide_all], gallery, **ALONE)
 
 
 def reconstruct_tab(looks: Looks, examples: list[str]) -> None:

@@ -22,6 +22,8 @@ def main() -> None:
     parser.add_argument("--num_inference_steps", type=int, help="the pipeline's own number by default")
     parser.add_argument("--temperature", type=float, default=1.0, help="below 1: calmer faces, more alike")
     parser.add_argument("--learnt_temperature", type=float, help="of learnt channels; the pipeline's own by default")
+    parser.add_argument("--pag_scale", type=float, help="guidance by attention; the pipeline's own by default")
+    parser.add_argument("--pag_threshold", type=float, help="whom it guides: inf for all; its own by default")
     parser.add_argument("--output", type=Path, default=Path("grid.png"))
     options = parser.parse_args()
     pipeline = FQLDMPipeline.from_pretrained(options.pipeline)
@@ -35,6 +37,8 @@ def main() -> None:
         output_type="pt",
         temperature=options.temperature,
         learnt_temperature=options.learnt_temperature,
+        pag_scale=options.pag_scale,
+        pag_threshold=options.pag_threshold,
     ).images
     save_grid(images, options.output, options.columns, display_scale(images.shape[-2]))
     print(options.output)

@@ -34,8 +34,9 @@ def main() -> None:
     angles = torch.linspace(0, math.pi / 2, options.images)
     # Independent noise is nearly orthogonal: on the quarter circle between two of it the variance stays one.
     noise = [math.cos(a) * first + math.sin(a) * second for first, second in pairwise(ends) for a in angles]
+    # Guided or not by a threshold, neighbours on the way would jump: pag_scale=0.
     images = pipeline(
-        len(noise), options.num_inference_steps, latents=torch.stack(noise), output_type="pt"
+        len(noise), options.num_inference_steps, latents=torch.stack(noise), output_type="pt", pag_scale=0.0
     ).images  # fmt: skip
     save_grid(images, options.output, options.images, display_scale(images.shape[-2]))
     print(options.output)

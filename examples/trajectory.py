@@ -35,7 +35,8 @@ def main() -> None:
         return {}
 
     generators = [torch.Generator().manual_seed(options.seed + i) for i in range(options.images)]
-    pipeline(options.images, options.num_inference_steps, generators, callback_on_step_end=keep, output_type="pt")
+    how = {"callback_on_step_end": keep, "output_type": "pt", "pag_scale": 0.0}  # the UNet alone
+    pipeline(options.images, options.num_inference_steps, generators, **how)
     images = torch.stack(moments, dim=1).flatten(0, 1)  # image by image, moment by moment
     save_grid(images, options.output, len(moments), display_scale(images.shape[-2]))
     print(options.output)

@@ -1,5 +1,6 @@
 """Image generation, of classes where there are some: diffusion on the quantized frequency latents of an FQ-VAE."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -10,12 +11,19 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from fq_ldm.own_code import OwnCode
 
+from .arguments import check_callback, check_inputs, check_start, check_steps, how_many
 from .classes import ClassLabels, class_numbers
+from .guidance import PAG_INTERVAL, Guidance, Interval, check_attention_guidance
 from .known_images import Images, KnownImages
 from .loading import PackageLoading
 from .schedules import adds_noise, check_scheduler, default_steps, schedule_of, step_options
 from .temperatures import check_learnt_temperature, check_temperatures
 
+# What `FQLDMPipeline` is saved with beside its components.
+OPTIONS = (
+    "quantize_samples", "class_names", "class_shares", "num_inference_steps", "learnt_temperature", "pag_scale",
+    "pag_threshold",
+)  # fmt: skip
 DECODE_BATCH_SIZE = 64  # images decoded at a time: the decoder works at full resolution
 
 
@@ -36,10 +44,12 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
         class_shares: how often each class occurs in the training data.
         num_inference_steps: by default, of a UNet that was trained for so many; None for those of the scheduler.
         learnt_temperature: by default, of an FQ-VAE with learnt channels.
+        pag_scale: the default of calls, for a UNet with attention.
+        pag_threshold: the default of calls, found with this UNet (`attention_change`); None guides every image.
 
     Raises:
         ValueError: if the UNet's channels are not those of the diffusion latents, or its classes not those named,
-            if there are more steps than in training, or no learnt channels for their temperature.
+            if there are more steps than in training, or no learnt channels for their temperature, or no attention.
     """
 
     model_cpu_offload_seq = "unet"
@@ -58,6 +68,8 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
         class_shares: list[float] | None = None,
         num_inference_steps: int | None = None,
         learnt_temperature: float = 1.0,
+        pag_scale: float = 0.0,
+        pag_threshold: float | None = None,
     ):
         super().__init__()
         channels = vqvae.diffusion_latent_shape[0]
@@ -76,13 +88,18 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
         if num_inference_steps is not None and not 1 <= num_inference_steps <= most:
             raise ValueError(f"num_inference_steps must lie in 1 .. {most}, or be None, not {num_inference_steps}")
         check_learnt_temperature(learnt_temperature, vqvae)
+        check_attention_guidance(pag_scale, math.inf if pag_threshold is None else pag_threshold, unet)
+        if pag_threshold == math.inf:
+            raise ValueError("pag_threshold is saved with the pipeline: to guide every image give None, not infinity")
         self.register_modules(vqvae=vqvae, unet=unet, scheduler=scheduler)
         self.register_to_config(
             quantize_samples=quantize_samples, class_names=class_names, class_shares=class_shares,
             num_inference_steps=num_inference_steps, learnt_temperature=learnt_temperature,
+            pag_scale=pag_scale, pag_threshold=pag_threshold,
         )  # fmt: skip
         self._trained_schedule = schedule_of(scheduler)
         self._interrupt = False
+        self._guidance: Guidance | None = None
 
     @classmethod
     def from_pipe(cls, pipeline: "FQLDMPipeline", **kwargs) -> "FQLDMPipeline":
@@ -90,7 +107,10 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
 
         The same UNet knows the same noise schedule: a scheduler with another one is refused as it would be there.
         """
-        made = cls(**{**pipeline.components, **pipeline.options, **kwargs})
+        options = pipeline.options
+        if kwargs.get("unet", pipeline.unet) is not pipeline.unet:  # guidance was found for the one before
+            options |= {"pag_scale": 0.0, "pag_threshold": None}
+        made = cls(**{**pipeline.components, **options, **kwargs})
         if made.unet is pipeline.unet:
             made._trained_schedule = pipeline._trained_schedule
         return made
@@ -115,8 +135,15 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
     @property
     def options(self) -> dict:
         """What `__init__` takes beside the components."""
-        names = ("quantize_samples", "class_names", "class_shares", "num_inference_steps", "learnt_temperature")
-        return {name: self.config[name] for name in names}
+        return {name: self.config[name] for name in OPTIONS}
+
+    @property
+    def attention_change(self) -> torch.Tensor | None:
+        """What `pag_threshold` is compared with, of the images made last: (num_images,), or None if not guided so.
+
+        It is measured in the learnt channels, or in all where none is learnt, at the first guided step.
+        """
+        return None if self._guidance is None else self._guidance.attention_change
 
     @torch.no_grad()
     def __call__(
@@ -132,13 +159,16 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
         callback_on_step_end_tensor_inputs: tuple[str, ...] = ("latents",),
         class_labels: ClassLabels = None,
         guidance_scale: float = 1.0,
-        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        guidance_interval: Interval = (0.0, 1.0),
         image: Images | None = None,
         strength: float | None = None,
         mask_image: Images | None = None,
         batch_size: int | None = None,
         temperature: float = 1.0,
         learnt_temperature: float | None = None,
+        pag_scale: float | None = None,
+        pag_interval: Interval = PAG_INTERVAL,
+        pag_threshold: float | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Generate images.
 
@@ -147,7 +177,8 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
             num_inference_steps: denoising steps; by default those that the UNet was distilled for, or those of the
                 training (1000) for `DDPMScheduler`, as in the paper, 20 for DPM-Solver and UniPC, 50 for others.
             generator: one generator for the batch, or a list with one for each image. An image made with a
-                generator of its own does not depend on the batch it is made in.
+                generator of its own does not depend on the batch it is made in, but for rounding, which may put one
+                at `pag_threshold` on the other side.
             eta: noise added at each step, from 0 (none) to 1, for schedulers that have it (DDIM).
             latents: starting noise of unit variance (num_images, C, H, W), drawn from `generator` if None.
             output_type: "pil" (list of images), "np" (num_images, H, W, c) or "pt" (num_images, c, H, W),
@@ -175,6 +206,13 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
             learnt_temperature: of the starting noise of learnt channels, all waves of it, for such schedulers: with
                 these by default what the pipeline was saved with, with others 1. Below 1 details fit one another
                 better and textures are smoother; who is shown changes little, since the linear channels say that.
+            pag_scale: of perturbed-attention guidance (Ahn et al. 2024), away from what the UNet predicts where every
+                place attends to itself alone: 0 for none, and by default what the pipeline was saved with. Larger ones
+                make parts of an image fit one another, and images more alike; guided steps take twice as long. For
+                UNets with attention.
+            pag_interval: guide so only while the timestep lies between these shares of the noise.
+            pag_threshold: guide so only images whose `attention_change` is below, by default what the pipeline was
+                saved with: `math.inf` for all. Images that break are oftener below; those above stay as they are.
 
         Returns:
             `ImagePipelineOutput` with `images`, or `(images,)`.
@@ -182,21 +220,18 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
         Raises:
             ValueError: for an argument that fits neither the pipeline nor its scheduler.
         """
-        if batch_size is not None:
-            if num_images is not None:
-                raise ValueError("batch_size is another word for num_images: give one of them")
-            num_images = batch_size
-        if num_images is None:
-            num_images = len(latents) if latents is not None else len(image) if _is_batch(image) else 1
+        num_images = how_many(num_images, batch_size, latents, image)
         check_scheduler(self.scheduler, self._trained_schedule)
-        self._check_inputs(num_images, generator, latents, output_type, callback_on_step_end_tensor_inputs)
-        self._check_steps(num_inference_steps)
+        shape = (num_images, *self.vqvae.diffusion_latent_shape)
+        check_inputs(num_images, generator, latents, shape, output_type)
+        check_callback(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        check_steps(num_inference_steps, self.scheduler)
         step_kwargs = step_options(self.scheduler, generator, eta)
-        self._check_guidance(class_labels, guidance_scale, guidance_interval)
-        self._check_start(image, strength, mask_image)
+        self._check_classes(class_labels, guidance_scale)
+        predict = self._guide(guidance_scale, guidance_interval, pag_scale, pag_interval, pag_threshold)
+        check_start(image, strength, mask_image)
         check_temperatures(temperature, learnt_temperature, self.vqvae, self.scheduler, eta, image)
         device = self._execution_device
-        shape = (num_images, *self.vqvae.diffusion_latent_shape)
 
         labels = self._labels(class_labels, num_images, generator, device)
         if latents is None:
@@ -220,7 +255,7 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
             if self.interrupt:
                 continue
             model_input = self.scheduler.scale_model_input(latents, t)
-            prediction = self._predict(model_input.to(self.unet.dtype), t, labels, guidance_scale, guidance_interval)
+            prediction = predict(model_input.to(self.unet.dtype), t, labels)
             latents = self.scheduler.step(prediction.float(), t, latents, **step_kwargs).prev_sample
             if known is not None:
                 following = timesteps[i + 1] if i + 1 < len(timesteps) else None
@@ -238,14 +273,22 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
         classes = (self.config.class_names, self.config.class_shares)
         return class_numbers(class_labels, count, *classes, generator).to(device)
 
-    def _predict(self, latents: torch.Tensor, t, labels: torch.Tensor | None, scale: float, interval) -> torch.Tensor:
-        if labels is None:
-            return self.unet(latents, t).sample
-        if scale == 1 or not interval[0] <= float(t) / self.scheduler.config.num_train_timesteps <= interval[1]:
-            return self.unet(latents, t, class_labels=labels).sample
-        both = torch.cat([labels, torch.full_like(labels, self.num_classes)])
-        conditional, unconditional = self.unet(torch.cat([latents] * 2), t, class_labels=both).sample.chunk(2)
-        return unconditional + scale * (conditional - unconditional)
+    def _guide(self, guidance_scale, guidance_interval, pag_scale, pag_interval, pag_threshold) -> Guidance:
+        self._guidance = None  # a call that is refused has changed nothing
+        scale, threshold = self.own_attention_guidance(pag_scale, pag_threshold)
+        view = self.vqvae.diffusion_view
+        channels = slice(view.linear_channels if view.has_learnt_channels else 0, None)
+        self._guidance = Guidance(
+            self.unet, self.scheduler.alphas_cumprod, guidance_scale, guidance_interval, scale, pag_interval, threshold,
+            channels,
+        )  # fmt: skip
+        return self._guidance
+
+    def own_attention_guidance(self, scale: float | None, threshold: float | None) -> tuple[float, float]:
+        """`pag_scale` and `pag_threshold` as given, or those that the pipeline was saved with."""
+        scale = self.config.pag_scale if scale is None else scale
+        threshold = self.config.pag_threshold if threshold is None else threshold
+        return scale, math.inf if threshold is None else threshold
 
     def own_learnt_temperature(self, eta: float = 0.0) -> float:
         """What `learnt_temperature` is by default: of no use, and 1, where steps add noise."""
@@ -283,7 +326,7 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
         Raises:
             ValueError: if latents or generators are not of that shape and number.
         """
-        self._check_inputs(len(latents), generator, latents, "pt", ())
+        check_inputs(len(latents), generator, latents, (len(latents), *self.vqvae.diffusion_latent_shape), "pt")
         latents = latents.to(self.vqvae.device)
         kept, images = not self.config.quantize_samples, []
         for start in range(0, len(latents), DECODE_BATCH_SIZE):
@@ -295,45 +338,8 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
             images.append((decoded.sample.float() / 2 + 0.5).clamp(0, 1))
         return torch.cat(images)
 
-    def _check_steps(self, steps):
-        most = self.scheduler.config.num_train_timesteps
-        if steps is not None and not 1 <= steps <= most:
-            raise ValueError(f"num_inference_steps must lie in 1 .. {most}, the steps of the training, not {steps}")
-
-    def _check_start(self, image, strength, mask_image):
-        if image is None and mask_image is not None:
-            raise ValueError("mask_image says what is kept of an image: give image too")
-        if strength is not None and not 0 < strength <= 1:
-            raise ValueError(f"strength must lie in 0 .. 1, above 0, not {strength}")
-
-    def _check_guidance(self, class_labels, scale, interval):
-        if not self.num_classes and (class_labels is not None or scale != 1):
+    def _check_classes(self, class_labels, guidance_scale):
+        if not self.num_classes and (class_labels is not None or guidance_scale != 1):
             raise ValueError(
                 "this pipeline knows no classes: leave class_labels and guidance_scale out, or train with label_column"
             )
-        if not 0 <= interval[0] <= interval[1] <= 1:
-            raise ValueError(f"guidance_interval must be two shares of the noise in 0 .. 1, in order, not {interval}")
-
-    def _check_inputs(self, num_images, generator, latents, output_type, callback_tensor_inputs):
-        if num_images < 1:
-            raise ValueError(f"num_images must be at least 1, not {num_images}")
-        generators = generator if isinstance(generator, list) else [generator]
-        if not all(each is None or isinstance(each, torch.Generator) for each in generators):
-            raise ValueError("generator must be a torch.Generator, a list of them or None: torch.manual_seed gives one")
-        if isinstance(generator, list) and len(generator) != num_images:
-            raise ValueError(f"{len(generator)} generators for {num_images} images: give one for each image")
-        shape = (num_images, *self.vqvae.diffusion_latent_shape)
-        if latents is not None and tuple(latents.shape) != shape:
-            raise ValueError(f"latents must have the shape {shape}, not {tuple(latents.shape)}")
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f'output_type must be "pil", "np", "pt" or "latent", not {output_type!r}')
-        unknown = set(callback_tensor_inputs) - set(self._callback_tensor_inputs)
-        if unknown:
-            raise ValueError(
-                f"callback_on_step_end_tensor_inputs has unknown names {sorted(unknown)}; only 'latents' exists"
-            )
-
-
-def _is_batch(image) -> bool:
-    """Whether images are given as a list, or as an array or tensor of four dimensions."""
-    return isinstance(image, list | tuple) or getattr(image, "ndim", 0) == 4

@@ -22,6 +22,7 @@ from fq_ldm.diffusion import diffusion_loss, hide_labels
 from fq_ldm.evaluation.classes import judge_classes, make_judge, spread_classes
 from fq_ldm.metrics.classifier import train_classifier
 from fq_ldm.options import DataConfig, DataError, EvaluationConfig, UserError
+from fq_ldm.pipelines.guidance import Guidance
 
 NAMES = ["ant", "bee", "cow"]
 
@@ -81,7 +82,7 @@ def test_guidance_goes_from_no_class_through_the_class(conditional, scheduler):
     latents, predictions = torch.randn(2, 3, 8, 12), {}
     labels, t = torch.tensor([0, 2]), torch.tensor(500)
     for scale in (0.0, 1.0, 2.0):
-        predictions[scale] = conditional._predict(latents, t, labels, scale, (0, 1))
+        predictions[scale] = Guidance(conditional.unet, conditional.scheduler.alphas_cumprod, scale)(latents, t, labels)
     with torch.no_grad():
         none = conditional.unet(latents, t, class_labels=torch.tensor([3, 3])).sample
     torch.testing.assert_close(predictions[0.0], none, rtol=1e-4, atol=1e-5)

@@ -11,7 +11,6 @@ from PIL import Image
 
 from demo.looks import Looks, enlarge, to_pictures
 from fq_ldm import FQLDMPipeline
-from fq_ldm.diffusion import fast_scheduler
 
 NOTEBOOK = Path(__file__).parent.parent / "examples" / "fq_ldm.ipynb"
 SHORT = {  # what the notebook does in minutes, in seconds
@@ -39,7 +38,7 @@ def pixels(picture):
 
 
 def test_samples_appear_while_they_are_denoised(looks):
-    shares, pictures = zip(*looks.generate(3, 2, 10, None, 1.0, 1.0), strict=True)
+    shares, pictures = zip(*looks.generate(3, 2, 10, None, 1.0, False), strict=True)
     assert list(shares) == sorted(shares) and shares[-1] == 1 and len(shares) == 5
     assert all(len(row) == 2 for row in pictures)
     seeds = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
@@ -49,14 +48,10 @@ def test_samples_appear_while_they_are_denoised(looks):
     assert not np.array_equal(pixels(pictures[0][0]), pixels(pictures[-1][0]))
 
 
-def test_temperature_is_for_sampling_without_noise(looks, pipeline, tmp_path):
-    assert not looks.has_temperature
-    pipeline.scheduler = fast_scheduler(pipeline.scheduler, "dpmsolver++")
-    pipeline.save_pretrained(tmp_path / "quiet")
-    looks = Looks(str(tmp_path / "quiet"))
-    assert looks.has_temperature
-    warm, cold = (list(looks.generate(3, 1, 5, None, 1.0, temperature))[-1][1] for temperature in (1.0, 0.6))
-    assert not np.array_equal(pixels(warm[0]), pixels(cold[0]))
+def test_guidance_of_all(looks):
+    assert looks.has_attention
+    plain, guided = (list(looks.generate(3, 1, 5, None, 1.0, every))[-1][1] for every in (False, True))
+    assert not np.array_equal(pixels(plain[0]), pixels(guided[0]))
 
 
 def test_examples_to_click_on_are_samples(looks):
@@ -68,7 +63,7 @@ def test_examples_to_click_on_are_samples(looks):
 
 def test_what_fails_while_sampling_is_raised(looks):
     with pytest.raises(ValueError, match="num_images must be at least 1"):
-        list(looks.generate(0, 0, 5, None, 1.0, 1.0))
+        list(looks.generate(0, 0, 5, None, 1.0, False))
 
 
 def test_reconstructions_in_bits(looks, picture):

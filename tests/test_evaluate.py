@@ -167,6 +167,26 @@ def test_a_pipeline(pipeline, call, tmp_path):
     assert last["scheduler"] == "DDPMScheduler" and "algorithm_type" not in last
 
 
+def test_samples_guided_by_attention(pipeline, call, tmp_path):
+    found = {}
+    for scale in ("0", "2"):
+        flags = f"--num_samples 6 --num_inference_steps 2 --metrics spectrum --pag_scale {scale}".split()
+        status, _, errors = call(pipeline, *flags)
+        assert status == 0, errors
+        found[scale] = read(tmp_path)["metrics"]
+    assert found["2"]["pag_scale"] == 2 and found["2"]["pag_threshold"] == "all" and "pag_scale" not in found["0"]
+    assert found["2"]["spectral_distance_db"] != found["0"]["spectral_distance_db"]
+    status, _, errors = call(pipeline, *flags[:-1], "-1")
+    assert status == 2 and "pag_scale: must not be negative" in errors
+    own = FQLDMPipeline.from_pretrained(pipeline, pag_scale=2.0, pag_threshold=1e9)
+    own.save_pretrained(tmp_path / "own")
+    status, _, errors = call(tmp_path / "own", *flags[:-2])
+    assert status == 0, errors
+    saved = read(tmp_path)["metrics"]
+    assert saved["pag_scale"] == 2 and saved["pag_threshold"] == 1e9
+    assert saved["spectral_distance_db"] == pytest.approx(found["2"]["spectral_distance_db"], rel=1e-4)
+
+
 def test_a_pipeline_at_a_lower_temperature(pipeline, call, tmp_path):
     flags = "--num_samples 6 --num_inference_steps 2 --metrics spectrum --temperature 0.5".split()
     status, _, errors = call(pipeline, *flags)

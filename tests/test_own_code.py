@@ -46,7 +46,7 @@ def sample(pipeline):
 
 
 def test_diffusers_alone_loads_a_pipeline_and_saves_it_again(model, modules, tmp_path):
-    pipeline = untrained_pipeline(model, 100)
+    pipeline = FQLDMPipeline.from_pipe(untrained_pipeline(model, 100), pag_scale=2.0)
     pipeline.save_pretrained(tmp_path / "one")
     index = json.loads((tmp_path / "one" / "model_index.json").read_text())
     assert index["_class_name"] == ["pipeline_fq_ldm", "FQLDMPipeline"] and index["vqvae"] == ["fq_model", "FQModel"]

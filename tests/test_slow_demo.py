@@ -87,7 +87,7 @@ def test_generate(page, tmp_path):
     page.wait_for_function("document.querySelectorAll('#samples img').length >= 8")
     shown = None
     while shown != (shown := page.locator("#samples img").evaluate_all("images => images.map(image => image.src)")):
-        page.wait_for_timeout(5000)  # until no new pictures come
+        page.wait_for_timeout(15_000)  # until no new pictures come, on a slow machine too
     page.screenshot(path=tmp_path / "generate.png")
     print(f"first picture after {first:.1f} s")
 

@@ -49,6 +49,12 @@ class EvaluationConfig:
     )
     temperature: float = option(1.0, "of the samples: below 1, with DPM-Solver++ without noise, calmer and more alike")
     learnt_temperature: float | None = option(None, "of their learnt channels alone; by default the pipeline's own")
+    pag_scale: float | None = option(
+        None, "of the samples' guidance by attention, 0 for none; by default the pipeline's own"
+    )
+    pag_threshold: float | None = option(
+        None, "guide so what attention changes less than this: inf for all; by default the pipeline's own"
+    )
     guidance_scale: float = option(1.0, "of classifier-free guidance, for pipelines with classes; 1 for none")
     guidance_interval: list[float] = option([0.0, 1.0], "guide between these shares of the noise only")
     classifier_epochs: int = option(15, "over the training images, of the classifier that judges classes")
@@ -68,10 +74,12 @@ class EvaluationConfig:
             "neighbour_samples",
             "temperature",
             "learnt_temperature",
+            "pag_threshold",
             "classifier_epochs",
         ):
             value = getattr(self, name)
             check(value is None or value > 0, name, value, "must be positive")
+        check(self.pag_scale is None or self.pag_scale >= 0, "pag_scale", self.pag_scale, "must not be negative")
         of_tokens = sorted({"codebook", "unit_information"} & set(self.metrics))
         check(
             self.quantize or not of_tokens, "quantize", "false", f"is needed by the metrics {' and '.join(of_tokens)}"
