@@ -5,11 +5,7 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 from diffusers import UNet2DModel
-from diffusers.models.attention_processor import (
-    Attention,
-    PAGCFGIdentitySelfAttnProcessor2_0,
-    PAGIdentitySelfAttnProcessor2_0,
-)
+from diffusers.models.attention_processor import Attention
 
 Interval = tuple[float, float]  # shares of the noise, 0 without noise and 1 all noise
 NOISE_POWER = 1.25  # of the noise's ratio to the latents, in `Guidance.attention_change`
@@ -42,7 +38,7 @@ class Guidance:
             is for. None before.
 
     Raises:
-        ValueError: for intervals that are none, scales and thresholds below 0, or a scale for a UNet without attention.
+        ValueError: for intervals that are none; scales and thresholds are for `check_attention_guidance`.
     """
 
     def __init__(
@@ -59,68 +55,81 @@ class Guidance:
         for name, interval in (("guidance_interval", guidance_interval), ("pag_interval", pag_interval)):
             if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
                 raise ValueError(f"{name} must be two shares of the noise in 0 .. 1, in order, not {interval}")
-        check_attention_guidance(pag_scale, pag_threshold, unet)
         self.unet, self.alphas_cumprod = unet, alphas_cumprod
         self.guidance_scale, self.guidance_interval = guidance_scale, guidance_interval
         self.pag_scale, self.pag_interval = pag_scale, pag_interval
         self.pag_threshold, self.pag_channels = pag_threshold, pag_channels
         self.attention_change: torch.Tensor | None = None
-        self._groups: list[tuple[torch.Tensor, bool]] = []  # numbers of images, and whether attention guides these
+        self._attention = _attention(unet)
+        self._guided: torch.Tensor | None = None  # numbers of the images that attention guides, once they are known
 
     def __call__(self, latents: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """Noisy latents (B, C, H, W) at a timestep, of classes (B,) -> the guided prediction (B, C, H, W)."""
         share = float(t) / len(self.alphas_cumprod)
         by_class = labels is not None and self.guidance_scale != 1 and _within(share, self.guidance_interval)
+        every = torch.arange(len(latents), device=latents.device)
         if self.pag_scale == 0 or not _within(share, self.pag_interval):
-            return self._predict(latents, t, labels, by_class, False)[0]
-        if self.attention_change is None:
-            prediction, change = self._predict(latents, t, labels, by_class, True)
+            return self._predict(latents, t, labels, by_class, every[:0])[0]
+        first = self._guided is None
+        prediction, change = self._predict(latents, t, labels, by_class, every if first else self._guided)
+        if first:
             alpha = float(self.alphas_cumprod[int(t)])
             mean_square = change[:, self.pag_channels].float().square().mean((1, 2, 3))
             self.attention_change = mean_square * ((1 - alpha) / alpha) ** (NOISE_POWER / 2)
-            chosen = self.attention_change < self.pag_threshold
-            groups = ((chosen.nonzero()[:, 0], True), ((~chosen).nonzero()[:, 0], False))
-            self._groups = [(images, guided) for images, guided in groups if len(images)]
-            return prediction + self.pag_scale * change * chosen.view(-1, 1, 1, 1)
-        parts = []
-        for images, guided in self._groups:
-            theirs = None if labels is None else labels[images]
-            prediction, change = self._predict(latents[images], t, theirs, by_class, guided)
-            parts.append(prediction + self.pag_scale * change if guided else prediction)
-        order = torch.cat([images for images, _ in self._groups])
-        return torch.cat(parts)[order.argsort()]
+            self._guided = every[self.attention_change < self.pag_threshold]
+            change = change[self._guided]
+        return prediction.index_add(0, self._guided, change, alpha=self.pag_scale)
 
     def _predict(
-        self, latents: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None, by_class: bool, by_attention: bool
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """A prediction, guided by classes where it is to be, and what attention changes of it.
+        self,
+        latents: torch.Tensor,
+        t: torch.Tensor,
+        labels: torch.Tensor | None,
+        by_class: bool,
+        compared: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A prediction, guided by classes where it is to be, and what attention changes of the images compared.
 
-        The UNet sees as many copies of the latents as there are predictions to compare, in one batch.
+        The UNet sees in one batch all images, where classes guide all of them of no class, and those compared.
         """
-        copies = 1 + by_class + by_attention
+        count, classless = len(latents), len(latents) * by_class
+        images = torch.cat([torch.arange(count, device=latents.device)] * (1 + by_class) + [compared])
         if labels is not None:
-            none = [torch.full_like(labels, self.unet.config.num_class_embeds - 1)] * by_class
-            labels = torch.cat(none + [labels] * (copies - by_class))
-        with self._last_copy_without_attention(by_class) if by_attention else nullcontext():
-            predictions = self.unet(torch.cat([latents] * copies), t, class_labels=labels).sample.chunk(copies)
-        plain = prediction = predictions[int(by_class)]
-        if by_class:
-            prediction = predictions[0] + self.guidance_scale * (plain - predictions[0])
-        return prediction, plain - predictions[-1] if by_attention else None
+            labels = labels[images]
+            labels[count : count + classless] = self.unet.config.num_class_embeds - 1
+        with self._attention_of_first(count + classless) if len(compared) else nullcontext():
+            predictions = self.unet(latents[images], t, class_labels=labels).sample
+        plain, without_class, without_attention = predictions.split([count, classless, len(compared)])
+        prediction = without_class + self.guidance_scale * (plain - without_class) if by_class else plain
+        return prediction, plain[compared] - without_attention
 
     @contextmanager
-    def _last_copy_without_attention(self, by_class: bool):
-        """diffusers' processors know batches of two copies and, guided by classes, of three."""
-        attention = _attention(self.unet)
-        processors = [module.processor for module in attention]
-        identity = PAGCFGIdentitySelfAttnProcessor2_0() if by_class else PAGIdentitySelfAttnProcessor2_0()
+    def _attention_of_first(self, count: int):
+        """The first images of a batch attend as they do, and in the others every place attends to itself alone."""
+        processors = [module.processor for module in self._attention]
         try:
-            for module in attention:
-                module.set_processor(identity)
+            for module, processor in zip(self._attention, processors, strict=True):
+                module.set_processor(_AttentionOfFirst(processor, count))
             yield
         finally:
-            for module, processor in zip(attention, processors, strict=True):
+            for module, processor in zip(self._attention, processors, strict=True):
                 module.set_processor(processor)
+
+
+class _AttentionOfFirst:
+    """A processor of diffusers' for the first images of a batch; the others see no place but their own."""
+
+    def __init__(self, processor, count: int):
+        self.processor, self.count = processor, count
+
+    def __call__(
+        self, module: Attention, seen: torch.Tensor, encoder_hidden_states=None, attention_mask=None, temb=None
+    ) -> torch.Tensor:
+        """The last three are what diffusers' attention hands on: of no use to that of a `UNet2DModel`."""
+        attended, alone = self.processor(module, seen[: self.count]), seen[self.count :]
+        values = module.to_v(module.group_norm(alone.flatten(2)).transpose(1, 2))
+        alone = alone + module.to_out[0](values).transpose(1, 2).reshape(alone.shape)
+        return torch.cat([attended, alone / module.rescale_output_factor])
 
 
 def check_attention_guidance(scale: float, threshold: float, unet: UNet2DModel) -> None:

@@ -109,7 +109,7 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
         """
         options = pipeline.options
         if kwargs.get("unet", pipeline.unet) is not pipeline.unet:  # guidance was found for the one before
-            options |= {"pag_scale": 0.0, "pag_threshold": None}
+            del options["pag_scale"], options["pag_threshold"]
         made = cls(**{**pipeline.components, **options, **kwargs})
         if made.unet is pipeline.unet:
             made._trained_schedule = pipeline._trained_schedule
@@ -285,10 +285,14 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
         return self._guidance
 
     def own_attention_guidance(self, scale: float | None, threshold: float | None) -> tuple[float, float]:
-        """`pag_scale` and `pag_threshold` as given, or those that the pipeline was saved with."""
+        """`pag_scale` and `pag_threshold` as given, or those that the pipeline was saved with; refuses wrong ones."""
         scale = self.config.pag_scale if scale is None else scale
+        if scale == 0 and threshold is not None:
+            raise ValueError("pag_threshold says whom attention guides, and with pag_scale=0 it guides none")
         threshold = self.config.pag_threshold if threshold is None else threshold
-        return scale, math.inf if threshold is None else threshold
+        threshold = math.inf if threshold is None else threshold
+        check_attention_guidance(scale, threshold, self.unet)
+        return scale, threshold
 
     def own_learnt_temperature(self, eta: float = 0.0) -> float:
         """What `learnt_temperature` is by default: of no use, and 1, where steps add noise."""

@@ -175,6 +175,8 @@ def test_wrong_scales_and_intervals(attending, pipeline, model):
             attending(1, 2, pag_scale=1.0, pag_threshold=threshold)
         with pytest.raises(ValueError, match="pag_threshold must be above 0"):
             FQLDMPipeline(model, attending.unet, attending.scheduler, pag_threshold=threshold)
+    with pytest.raises(ValueError, match="pag_threshold says whom attention guides, and with"):
+        attending(1, 2, pag_threshold=0.5)
     with pytest.raises(ValueError, match="to guide every image give None, not infinity"):
         FQLDMPipeline(model, attending.unet, attending.scheduler, pag_threshold=math.inf)
     unattending = UNet2DModel(

@@ -18,7 +18,6 @@ from ..metrics.fidelity import frechet_distance, kernel_distance, precision_reca
 from ..metrics.samples import PowerSpectrum, nearest_images, spectral_distance, spectral_gain
 from ..options import NETWORK_METRICS, EvaluationConfig, check
 from ..pipelines import FQLDMPipeline
-from ..pipelines.guidance import has_attention
 from ..pipelines.schedules import adds_noise
 from .classes import check_classes, judge_classes, labels_of, make_judge, spread_classes
 from .networks import make_extractor, one_line
@@ -73,10 +72,7 @@ def evaluate_pipeline(
               "in each step makes that of the start forgotten")  # fmt: skip
     check(config.learnt_temperature == 1 or pipeline.vqvae.diffusion_view.has_learnt_channels, "learnt_temperature",
           config.learnt_temperature, "is for a pipeline with learnt channels")  # fmt: skip
-    scale, threshold = pipeline.own_attention_guidance(config.pag_scale, config.pag_threshold)
-    config = replace(config, pag_scale=scale, pag_threshold=threshold)
-    check(config.pag_scale == 0 or has_attention(pipeline.unet), "pag_scale", config.pag_scale,
-          "is for a UNet with attention")  # fmt: skip
+    one_line(pipeline.own_attention_guidance, config.pag_scale, config.pag_threshold)
     network_metrics = [name for name in metrics if name in NETWORK_METRICS]
     extractor = make_extractor(config, network_metrics, pipeline.device) if network_metrics else None
     judge = None
@@ -128,9 +124,10 @@ def _sampling(pipeline: FQLDMPipeline, config: EvaluationConfig) -> dict:
             names += ["use_exponential_sigmas", "sigma_max", "sigma_min"]
         made |= {name: scheduler.config[name] for name in names if name in scheduler.config}
     made |= {name: getattr(config, name) for name in TEMPERATURES if getattr(config, name) != 1}
-    if config.pag_scale:
-        threshold = config.pag_threshold if math.isfinite(config.pag_threshold) else "all"  # JSON knows no infinity
-        made |= {"pag_scale": config.pag_scale, "pag_threshold": threshold}
+    scale, threshold = pipeline.own_attention_guidance(config.pag_scale, config.pag_threshold)
+    if scale:
+        threshold = threshold if math.isfinite(threshold) else "all"  # JSON knows no infinity
+        made |= {"pag_scale": scale, "pag_threshold": threshold}
     if pipeline.num_classes:
         made["guidance_scale"] = config.guidance_scale
     return made
