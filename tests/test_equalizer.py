@@ -5,7 +5,7 @@ from test_painter import PAINTING, awake
 
 from fq_ldm import FQModel
 from fq_ldm.metrics.samples import PowerSpectrum, spectral_gain
-from fq_ldm.models import equalize_, take_tokens_
+from fq_ldm.models import equalize_, equalize_samples_, take_tokens_
 from fq_ldm.models.equalizer import LARGEST_GAIN, Equalizer
 
 EQUALIZED = PAINTING | dict(painter_equalizer=True)
@@ -14,7 +14,7 @@ EQUALIZED = PAINTING | dict(painter_equalizer=True)
 @pytest.mark.parametrize("size", [(16, 16), (12, 20), (9, 14)])
 def test_gains_of_one_change_nothing(size):
     images = torch.randn(2, 3, *size)
-    torch.testing.assert_close(Equalizer(size)(images), images, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(Equalizer(3, size)(images), images, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(16, 16), (12, 20)])
@@ -25,26 +25,32 @@ def test_it_finds_the_gains_that_are_missing(size):
     factors = (factors + factors.flip(0, 1).roll((1, 1), (0, 1))) / 2  # alike at k and -k, as those of real images are
     factors[0, 0] = 1
     images = torch.randn(64, 3, *size) / 5
+    images -= images.mean(0)
     weaker = torch.fft.ifft2(torch.fft.fft2(images) * factors).real
-    equalizer = Equalizer(size)
+    equalizer = Equalizer(3, size)
     equalizer.measure_([(images[:40], weaker[:40]), (images[40:], weaker[40:])])
     torch.testing.assert_close(equalizer.gain, 1 / factors[:, : size[1] // 2 + 1], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(equalizer(weaker), images, rtol=1e-3, atol=1e-3)
+    # Of images around a mean it is what sets them apart that was made weaker.
+    mean = torch.randn(3, *size)
+    equalizer.measure_([(images + mean, weaker + mean)])
+    torch.testing.assert_close(equalizer(weaker + mean), images + mean, rtol=1e-3, atol=1e-3)
 
 
 def test_the_mean_stays_and_nothing_moves():
-    equalizer = Equalizer((16, 16))
+    equalizer = Equalizer(3, (16, 16))
     equalizer.measure_([(torch.randn(8, 3, 16, 16), torch.randn(8, 3, 16, 16) / 3 + 0.1)])
-    impulse = torch.zeros(1, 1, 16, 16)
+    impulse = torch.zeros(1, 3, 16, 16)
     impulse[..., 8, 8] = 1
-    answer = equalizer(impulse)[0, 0]
+    assert equalizer(impulse * 0).mean().abs() < 1e-5
+    answer = (equalizer(impulse) - equalizer(impulse * 0))[0, 0]
     torch.testing.assert_close(answer.sum(), torch.ones(()), rtol=1e-4, atol=1e-4)
     around = answer[1:, 1:]
     torch.testing.assert_close(around, around.flip(0, 1), rtol=1e-4, atol=1e-5)
 
 
 def test_what_was_not_painted_is_not_made_of_noise():
-    equalizer = Equalizer((16, 16))
+    equalizer = Equalizer(3, (16, 16))
     equalizer.measure_([(torch.randn(8, 3, 16, 16).clamp(-1, 1), torch.zeros(8, 3, 16, 16))])
     gain = equalizer.gain.flatten()
     assert gain[0] == 1 and (gain[1:] == LARGEST_GAIN).all()
@@ -68,12 +74,41 @@ def test_a_painter_with_the_spectrum_of_its_images(tmp_path):
     assert half.equalizer.gain.dtype == torch.float32 and torch.equal(half.equalizer.gain, model.equalizer.gain)
 
 
-def largest_deviation(model, images):
-    """Of the spectrum of reconstructions from that of the images, in dB."""
+@torch.no_grad()
+def test_samples_with_the_spectrum_of_images():
+    """Latents that are weaker than those of images are painted as strong as these are."""
+    torch.manual_seed(0)
+    images = smooth_images(256, 3, 16, 16) + 0.1 * torch.randn(256, 3, 16, 16)
+    model = FQModel(**EQUALIZED)
+    model.initialize_(images)
+    awake(model)
+    model.eval()
+    latents = 0.7 * model.to_diffusion_latents(model.encode(images.flip(0)).latents)
+
+    def deviation():
+        sampled, noise = model.from_diffusion_latents(latents), torch.Generator().manual_seed(1)
+        painted = model.decode(sampled, force_not_quantize=True, generator=noise).sample
+        return largest_deviation(model, images, painted)
+
+    equalize_(model, images.split(100), quantize=False)
+    before = deviation()
+    equalize_samples_(model, images.split(64), latents.split(64), quantize=False)
+    assert deviation() < 0.3 < 1.5 < before
+
+
+def test_a_model_without_an_equalizer_is_refused():
+    model = FQModel(**PAINTING)
+    with pytest.raises(ValueError, match="this model has no equalizer: make it with painter_equalizer=True"):
+        equalize_samples_(model, [], [])
+
+
+def largest_deviation(model, images, painted=None):
+    """Of the spectrum of reconstructions, or others, from that of the images, both around their means, in dB."""
     spectra = PowerSpectrum(), PowerSpectrum()
-    painted = model(images, generator=torch.Generator().manual_seed(1)).sample
+    if painted is None:
+        painted = model(images, generator=torch.Generator().manual_seed(1)).sample
     for spectrum, batch in zip(spectra, (painted, images), strict=True):
-        spectrum(batch)
+        spectrum(batch - batch.mean(0))
     return spectral_gain(*(spectrum.radial() for spectrum in spectra)).abs().max()
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, untrained_pipeline
+from conftest import TINY, smooth_images, untrained_pipeline
 from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
+from test_painter import PAINTING, awake
 
-from fq_ldm import FQModel
+from fq_ldm import FQLDMPipeline, FQModel
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 HEIGHT, WIDTH, BORDER, SCALE = 8, 12, 2, 12  # pixels, of the grids of such small images
@@ -78,6 +79,39 @@ def test_the_division_of_work(pipeline, images, tmp_path, monkeypatch):
     torch.testing.assert_close(parts["what the decoder paints"], pipeline(6, 3, seeds, output_type="pt").images)
     names["draw"](parts, 8, tmp_path / "division.png")
     assert Image.open(tmp_path / "division.png").width == 810
+
+
+def test_an_equalizer_of_samples(tmp_path, monkeypatch):
+    """Samples with the power of the images, by a pipeline that is otherwise the same."""
+    torch.manual_seed(0)
+    model = FQModel(**PAINTING, painter_equalizer=True)
+    images = smooth_images(64, 3, 16, 16)
+    model.initialize_(images)
+    awake(model)
+    before = untrained_pipeline(model.eval(), 20)
+    before.save_pretrained(tmp_path / "before")
+    for i, image in enumerate(images):
+        file = tmp_path / "images" / ("train" if i else "test") / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(((image + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()).save(file)
+    argv = [str(tmp_path / "before"), "--images", str(tmp_path / "images"), "--validation_split", "test"]
+    argv += ["--samples", "48", "--batch_size", "32", "--output", str(tmp_path / "after")]
+    monkeypatch.setattr(sys, "argv", ["equalize.py", *argv])
+    runpy.run_path(str(EXAMPLES / "equalize.py"), run_name="__main__")
+    after = FQLDMPipeline.from_pretrained(tmp_path / "after")
+    powers = {}
+    for name, pipeline in (("before", before), ("after", after)):
+        pipeline.set_progress_bar_config(disable=True)
+        seeds = [torch.Generator().manual_seed(i) for i in range(48)]
+        latents = pipeline(48, generator=seeds, output_type="latent").images
+        painted = pipeline.decode(latents, torch.Generator().manual_seed(0))
+        powers[name] = torch.fft.rfft2(painted).abs().square().mean((0, 1))
+        powers[name, "latents"] = latents
+    assert torch.equal(powers["before", "latents"], powers["after", "latents"])
+    wanted = torch.fft.rfft2((images + 1) / 2).abs().square().mean((0, 1))
+    strong = wanted > wanted.flatten().quantile(0.5)  # others have less than rounding adds
+    error = {name: (powers[name] / wanted).log()[strong].abs().mean() for name in ("before", "after")}
+    assert error["after"] < 0.5 * error["before"], error
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 from .autoencoder import TokenAutoencoder
 from .baselines import BaselineModel, HQAModel
-from .equalizer import equalize_
+from .equalizer import equalize_, equalize_samples_
 from .fq_model import FQModel
 from .loading import CLASSES, load_vae
 from .outputs import FQDecoderOutput, QuantizedLatents
@@ -15,6 +15,7 @@ __all__ = [
     "QuantizedLatents",
     "TokenAutoencoder",
     "equalize_",
+    "equalize_samples_",
     "load_vae",
     "take_tokens_",
 ]

@@ -97,7 +97,7 @@ class TokenAutoencoder(StartsFromData, SavedVQModel):
             self.decoder = Decoder(*ends[::-1], ("UpDecoderBlock2D",) * levels, **common)
         else:
             self.decoder = Painter(*ends[::-1], crop, self.sample_size, **of_blocks, **painter)
-        self.equalizer = Equalizer(self.sample_size) if equalizer else None
+        self.equalizer = Equalizer(config.in_channels, self.sample_size) if equalizer else None
         for conv in (self.decoder.conv_out, *([] if reader else [self.encoder.conv_out])):
             nn.init.zeros_(conv.weight)
             nn.init.zeros_(conv.bias)

@@ -1,6 +1,6 @@
 """Painted images with the power of images at every spatial frequency."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -12,48 +12,64 @@ LARGEST_GAIN = 4.0  # what needs more was hardly painted, and would be noise mad
 
 
 class Equalizer(Float32Module):
-    """Images -> the same with a gain on each spatial frequency.
+    """Images -> the same with a gain on each spatial frequency of what sets them apart from their mean image.
 
     Where latents leave several textures possible, a decoder paints between them, and the mean of several is weaker
     than each; and convolutions that grow images leave a lattice, too much of a few frequencies. Both depend on little
     but the frequency, so they can be measured and evened out. Gains are real: they move nothing. The mean of an image
-    stays as it is.
+    stays as it is, and so does the mean of images: faces that lie alike have one of great power, which would hide how
+    much they differ.
 
     Args:
+        channels: c, of the images.
         size: (H, W), of the images.
     """
 
-    def __init__(self, size: tuple[int, int]):
+    def __init__(self, channels: int, size: tuple[int, int]):
         super().__init__()
         self.size = tuple(size)
         self.register_buffer("gain", torch.ones(size[0], size[1] // 2 + 1))  # of `torch.fft.rfft2`
+        self.register_buffer("offset", torch.zeros(channels, *size))  # the mean image less what the gains make of it
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images (B, c, H, W) -> the same shape and dtype."""
         with torch.autocast(images.device.type, enabled=False):
-            return torch.fft.irfft2(torch.fft.rfft2(images.float()) * self.gain, s=self.size).to(images.dtype)
+            return (self._amplified(images.float()) + self.offset).to(images.dtype)
+
+    def _amplified(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.fft.irfft2(torch.fft.rfft2(images) * self.gain, s=self.size)
 
     @torch.no_grad()
     def measure_(self, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Set the gains by batches of images and what was painted of them, (B, c, H, W) in [-1, 1] both.
+        """Set the gains by batches of images and of what was painted, (B, c, H, W) in [-1, 1] both.
 
-        The gain of a frequency is the root of the ratio of its mean powers, both with what rounding to 8 bits adds,
-        within 1/4 and 4.
+        The gain of a frequency is the root of the ratio of its mean powers around the mean image, both with what
+        rounding to 8 bits adds, within 1/4 and 4.
 
         Raises:
             ValueError: if there are no batches.
         """
-        sums, count = torch.zeros(2, *self.gain.shape, dtype=torch.float64), 0
-        for images, painted in pairs:
-            count += images.shape[0] * images.shape[1]
-            for total, batch in zip(sums, (images, painted), strict=True):
-                total += torch.fft.rfft2(batch.double(), norm="ortho").abs().square().sum((0, 1)).cpu()
+        powers = torch.zeros(2, *self.gain.shape, dtype=torch.float64)
+        means, count = torch.zeros(2, *self.offset.shape, dtype=torch.float64), 0
+        for pair in pairs:
+            count += len(pair[0])
+            for power, mean, batch in zip(powers, means, pair, strict=True):
+                power += _power(batch.double()).sum((0, 1)).cpu()
+                mean += batch.double().sum(0).cpu()
         if not count:
             raise ValueError("gains of frequencies are measured by images: there are none")
-        wanted, painted_power = sums / count + ROUNDING
-        gain = (wanted / painted_power).sqrt().clamp(1 / LARGEST_GAIN, LARGEST_GAIN)
+        means /= count
+        around = powers / (count * len(self.offset)) - _power(means).mean(1)
+        wanted, painted = around.clamp(min=0) + ROUNDING
+        gain = (wanted / painted).sqrt().clamp(1 / LARGEST_GAIN, LARGEST_GAIN)
         gain[0, 0] = 1
         self.gain.copy_(gain)
+        mean = means[1].to(self.offset)
+        self.offset.copy_(mean - self._amplified(mean))
+
+
+def _power(images: torch.Tensor) -> torch.Tensor:
+    return torch.fft.rfft2(images, norm="ortho").abs().square()
 
 
 @torch.no_grad()
@@ -68,17 +84,49 @@ def equalize_(model, batches: Iterable[torch.Tensor], quantize: bool = True) -> 
     Raises:
         ValueError: if the model has no equalizer, or there are no images.
     """
+    _measure_(model, batches, lambda batch, options: model(batch, **options).sample, quantize)
+
+
+@torch.no_grad()
+def equalize_samples_(
+    model, batches: Iterable[torch.Tensor], latents: Iterable[torch.Tensor], quantize: bool = True
+) -> None:
+    """Measure the equalizer of a trained model by what it paints from sampled latents, beside training images.
+
+    Sampled latents have a little less power than those of images at nearly every frequency, and so has what is painted
+    from them by an equalizer that reconstructions have set: that of samples gives it back.
+
+    Args:
+        model: a `TokenAutoencoder`; left in evaluation mode.
+        batches: images (B, c, H, W) in [-1, 1].
+        latents: diffusion latents (B, C, H, W) that a pipeline has sampled, as many batches, of any images.
+        quantize: paint from tokens, else from the latents as they are: as the pipeline does.
+
+    Raises:
+        ValueError: if the model has no equalizer, or there are no images.
+    """
+    latents = iter(latents)
+
+    def paint(batch, options):
+        sampled = next(latents).to(model.device)
+        return model.decode(model.from_diffusion_latents(sampled), **options).sample
+
+    _measure_(model, batches, paint, quantize)
+
+
+def _measure_(model, batches: Iterable[torch.Tensor], paint: Callable, quantize: bool) -> None:
     if model.equalizer is None:
         raise ValueError("this model has no equalizer: make it with painter_equalizer=True")
     model.eval()
     model.equalizer.gain.fill_(1)
-    generator = torch.Generator().manual_seed(0)  # of the painter's noise
+    model.equalizer.offset.zero_()
+    options = {"force_not_quantize": not quantize, "generator": torch.Generator().manual_seed(0)}  # painters have noise
 
     def pairs():
         seen = 0
         for batch in batches:
             batch = batch.to(model.device)
-            yield batch, model(batch, force_not_quantize=not quantize, generator=generator).sample.float()
+            yield batch, paint(batch, options).float()
             seen += len(batch)
             if seen >= MEASURED_IMAGES:
                 return
