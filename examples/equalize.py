@@ -1,4 +1,4 @@
-"""A pipeline whose samples have the power of images at every frequency.
+"""A pipeline whose samples differ from one another as much as images do, at every frequency.
 
 python examples/equalize.py PIPELINE --images DATASET --output FOLDER
 
@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("--images", required=True, help="dataset")
     parser.add_argument("--train_split", default="train")
     parser.add_argument("--validation_split", help="of the dataset, not measured by")
+    parser.add_argument("--center_crop", type=int, help="of the images, as in training")
     parser.add_argument("--samples", type=int, default=2048, help="and images, with seeds from 0 on; at most 2048")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--num_inference_steps", type=int, help="the pipeline's own number by default")
@@ -34,15 +35,17 @@ def main() -> None:
         train_split=options.train_split,
         validation_split=options.validation_split,
         resolution=list(pipeline.vqvae.sample_size),
+        center_crop=options.center_crop,
+        channels=pipeline.vqvae.config.in_channels,
     )
     images = sample_images(load_images(data)[0], options.samples, seed=0).split(options.batch_size)
-    # All of them first: a pipeline that is measured cannot paint.
-    latents, first = [], 0
-    for batch in images:
-        seeds = [torch.Generator().manual_seed(first + i) for i in range(len(batch))]
-        latents.append(pipeline(len(batch), options.num_inference_steps, seeds, output_type="latent").images)
-        first += len(batch)
-    equalize_samples_(pipeline.vqvae, images, latents, quantize=pipeline.config.quantize_samples)
+
+    def latents():
+        for seeds in torch.arange(options.samples).split(options.batch_size):
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
+            yield pipeline(len(seeds), options.num_inference_steps, generators, output_type="latent").images
+
+    equalize_samples_(pipeline.vqvae, images, latents(), quantize=pipeline.config.quantize_samples)
     pipeline.save_pretrained(options.output)
     print(options.output)
 

@@ -127,7 +127,8 @@ class _AttentionOfFirst:
     ) -> torch.Tensor:
         """The last three are what diffusers' attention hands on: of no use to that of a `UNet2DModel`."""
         attended, alone = self.processor(module, seen[: self.count]), seen[self.count :]
-        values = module.to_v(module.group_norm(alone.flatten(2)).transpose(1, 2))
+        places = alone.flatten(2) if module.group_norm is None else module.group_norm(alone.flatten(2))
+        values = module.to_v(places.transpose(1, 2))
         alone = alone + module.to_out[0](values).transpose(1, 2).reshape(alone.shape)
         return torch.cat([attended, alone / module.rescale_output_factor])
 

@@ -208,8 +208,8 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
                 better and textures are smoother; who is shown changes little, since the linear channels say that.
             pag_scale: of perturbed-attention guidance (Ahn et al. 2024), away from what the UNet predicts where every
                 place attends to itself alone: 0 for none, and by default what the pipeline was saved with. Larger ones
-                make parts of an image fit one another, and images more alike; guided steps take twice as long. For
-                UNets with attention.
+                make parts of an image fit one another, and images more alike; guided steps take up to twice as long.
+                For UNets with attention.
             pag_interval: guide so only while the timestep lies between these shares of the noise.
             pag_threshold: guide so only images whose `attention_change` is below, by default what the pipeline was
                 saved with: `math.inf` for all. Images that break are oftener below; those above stay as they are.

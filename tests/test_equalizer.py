@@ -94,6 +94,12 @@ def test_samples_with_the_spectrum_of_images():
     before = deviation()
     equalize_samples_(model, images.split(64), latents.split(64), quantize=False)
     assert deviation() < 0.3 < 1.5 < before
+    gain, offset = model.equalizer.gain.clone(), model.equalizer.offset.clone()
+    assert offset.abs().max() > 1e-3
+    equalize_samples_(model, images.split(64), latents.split(64), quantize=False)  # what was before is forgotten
+    assert torch.equal(model.equalizer.gain, gain) and torch.equal(model.equalizer.offset, offset)
+    with pytest.raises(ValueError, match="32 painted images beside 64 others: give as many of both"):
+        equalize_samples_(model, images.split(64), latents.split(32), quantize=False)
 
 
 def test_a_model_without_an_equalizer_is_refused():

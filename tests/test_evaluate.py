@@ -178,6 +178,8 @@ def test_samples_guided_by_attention(pipeline, call, tmp_path):
     assert found["2"]["spectral_distance_db"] != found["0"]["spectral_distance_db"]
     status, _, errors = call(pipeline, *flags[:-1], "-1")
     assert status == 2 and "pag_scale: must not be negative" in errors
+    status, _, errors = call(pipeline, *flags[:-2], "--pag_threshold", "0.5")
+    assert status == 2 and "with pag_scale=0 it guides none" in errors
     own = FQLDMPipeline.from_pretrained(pipeline, pag_scale=2.0, pag_threshold=1e9)
     own.save_pretrained(tmp_path / "own")
     status, _, errors = call(tmp_path / "own", *flags[:-2])

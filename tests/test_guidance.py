@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
-from diffusers.models.attention_processor import Attention
+from diffusers.models.attention_processor import Attention, PAGIdentitySelfAttnProcessor2_0
 from test_pipeline import seeds
 
 from fq_ldm import FQLDMPipeline
@@ -29,21 +29,16 @@ def attending(pipeline):
     return pipeline
 
 
-def each_place_alone(module: Attention, args, output: torch.Tensor) -> torch.Tensor:
-    """What attention gives if the weight of every place is 1 for itself and 0 for the others."""
-    (seen,) = args
-    values = module.to_v(module.group_norm(seen.flatten(2)).transpose(1, 2))
-    return (seen + module.to_out[0](values).transpose(1, 2).reshape(seen.shape)) / module.rescale_output_factor
-
-
 @torch.no_grad()
 def test_it_leads_away_from_what_each_place_alone_would_predict():
     unet, latents, t = attending_unet(), torch.randn(2, 3, 8, 12), torch.tensor(500)
     plain = unet(latents, t).sample
-    hooks = [m.register_forward_hook(each_place_alone) for m in unet.modules() if isinstance(m, Attention)]
-    alone = unet(latents, t).sample
-    for hook in hooks:
-        hook.remove()
+    attention = {m: m.processor for m in unet.modules() if isinstance(m, Attention)}
+    for module in attention:
+        module.set_processor(PAGIdentitySelfAttnProcessor2_0())  # of diffusers, for the second half of a batch
+    alone = unet(torch.cat([latents, latents]), t).sample[2:]
+    for module, processor in attention.items():
+        module.set_processor(processor)
     assert (plain - alone).abs().max() > 1e-3
     for scale in (0.0, 0.5, 3.0):
         guided = Guidance(unet, ALPHAS, pag_scale=scale)(latents, t)
@@ -106,6 +101,17 @@ def test_images_that_attention_changes_much_are_left_as_they_are():
     (alone_first, alone_then), _ = guided(threshold, labels[1:2], latents[1:2])
     torch.testing.assert_close(some_first[1:2], alone_first, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(some_then[1:2], alone_then, rtol=1e-4, atol=1e-5)
+
+
+def test_a_guided_step_calls_the_unet_once(attending):
+    """With what is compared beside what is predicted: all at first, and then those below the threshold."""
+    attending(4, 6, seeds(*range(4)), output_type="pt", pag_scale=2.0)
+    threshold = attending.attention_change.sort().values[0].item() * 1.001  # one is below
+    batches = []
+    attending.unet.register_forward_pre_hook(lambda module, args: batches.append(len(args[0])))
+    attending(4, 6, seeds(*range(4)), output_type="pt", pag_scale=2.0, pag_threshold=threshold)
+    guided = [size for size in batches if size > 4]
+    assert len(batches) == 6 and guided == [8] + [5] * (len(guided) - 1) and len(guided) > 2
 
 
 def test_a_pipeline_is_saved_with_its_guidance(attending, tmp_path):

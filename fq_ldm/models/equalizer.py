@@ -47,11 +47,13 @@ class Equalizer(Float32Module):
         rounding to 8 bits adds, within 1/4 and 4.
 
         Raises:
-            ValueError: if there are no batches.
+            ValueError: if there are no batches, or not as many of both in one.
         """
         powers = torch.zeros(2, *self.gain.shape, dtype=torch.float64)
         means, count = torch.zeros(2, *self.offset.shape, dtype=torch.float64), 0
         for pair in pairs:
+            if len(pair[0]) != len(pair[1]):
+                raise ValueError(f"{len(pair[1])} painted images beside {len(pair[0])} others: give as many of both")
             count += len(pair[0])
             for power, mean, batch in zip(powers, means, pair, strict=True):
                 power += _power(batch.double()).sum((0, 1)).cpu()
@@ -84,7 +86,7 @@ def equalize_(model, batches: Iterable[torch.Tensor], quantize: bool = True) -> 
     Raises:
         ValueError: if the model has no equalizer, or there are no images.
     """
-    _measure_(model, batches, lambda batch, options: model(batch, **options).sample, quantize)
+    _measure_(model, ((batch, batch) for batch in batches), model, quantize)
 
 
 @torch.no_grad()
@@ -98,23 +100,22 @@ def equalize_samples_(
 
     Args:
         model: a `TokenAutoencoder`; left in evaluation mode.
-        batches: images (B, c, H, W) in [-1, 1].
-        latents: diffusion latents (B, C, H, W) that a pipeline has sampled, as many batches, of any images.
+        batches: images (B, c, H, W) in [-1, 1]; the first 2048 are enough.
+        latents: diffusion latents that a pipeline has sampled, as many in each batch, of any images.
         quantize: paint from tokens, else from the latents as they are: as the pipeline does.
 
     Raises:
-        ValueError: if the model has no equalizer, or there are no images.
+        ValueError: if the model has no equalizer, there are no images, or more of them in a batch than latents.
     """
-    latents = iter(latents)
 
-    def paint(batch, options):
-        sampled = next(latents).to(model.device)
-        return model.decode(model.from_diffusion_latents(sampled), **options).sample
+    def paint(sampled, **options):
+        return model.decode(model.from_diffusion_latents(sampled), **options)
 
-    _measure_(model, batches, paint, quantize)
+    _measure_(model, zip(batches, latents, strict=False), paint, quantize)
 
 
-def _measure_(model, batches: Iterable[torch.Tensor], paint: Callable, quantize: bool) -> None:
+def _measure_(model, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]], paint: Callable, quantize: bool) -> None:
+    """By batches of images and of what the model paints others from."""
     if model.equalizer is None:
         raise ValueError("this model has no equalizer: make it with painter_equalizer=True")
     model.eval()
@@ -122,13 +123,12 @@ def _measure_(model, batches: Iterable[torch.Tensor], paint: Callable, quantize:
     model.equalizer.offset.zero_()
     options = {"force_not_quantize": not quantize, "generator": torch.Generator().manual_seed(0)}  # painters have noise
 
-    def pairs():
+    def painted():
         seen = 0
-        for batch in batches:
-            batch = batch.to(model.device)
-            yield batch, paint(batch, options).float()
+        for batch, origin in pairs:
+            yield batch, paint(origin.to(model.device), **options).sample.float()
             seen += len(batch)
             if seen >= MEASURED_IMAGES:
                 return
 
-    model.equalizer.measure_(pairs())
+    model.equalizer.measure_(painted())

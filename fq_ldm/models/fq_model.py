@@ -59,8 +59,8 @@ class FQModel(TokenAutoencoder):
         learnt_scale: their deviation in the diffusion latents; see `DiffusionView`.
         reader_width: channels of the reader.
         reader_layers: its residual blocks.
-        painter_equalizer: its images get the power of training images at every frequency, measured after training by
-            `fq_ldm.models.equalize_`.
+        painter_equalizer: its images differ as much as training images at every frequency, by gains that are measured
+            after training by `fq_ldm.models.equalize_`.
 
     Raises:
         ValueError: if the sizes do not fit one another; the message says which do.
