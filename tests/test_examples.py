@@ -81,6 +81,13 @@ def test_the_division_of_work(pipeline, images, tmp_path, monkeypatch):
     assert Image.open(tmp_path / "division.png").width == 810
 
 
+def write_images(folder: Path, images: torch.Tensor) -> None:
+    """A split of a folder of images (n, 3, H, W) in [-1, 1]."""
+    folder.mkdir(parents=True)
+    for i, image in enumerate(images):
+        Image.fromarray(((image + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
+
+
 def test_an_equalizer_of_samples(tmp_path, monkeypatch):
     """Samples with the power of the images, by a pipeline that is otherwise the same."""
     torch.manual_seed(0)
@@ -90,10 +97,8 @@ def test_an_equalizer_of_samples(tmp_path, monkeypatch):
     awake(model)
     before = untrained_pipeline(model.eval(), 20)
     before.save_pretrained(tmp_path / "before")
-    for i, image in enumerate(images):
-        file = tmp_path / "images" / ("train" if i else "test") / f"{i}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(((image + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()).save(file)
+    write_images(tmp_path / "images" / "test", images[:1])
+    write_images(tmp_path / "images" / "train", images[1:])
     argv = [str(tmp_path / "before"), "--images", str(tmp_path / "images"), "--validation_split", "test"]
     argv += ["--samples", "48", "--batch_size", "32", "--output", str(tmp_path / "after")]
     monkeypatch.setattr(sys, "argv", ["equalize.py", *argv])
@@ -155,10 +160,8 @@ def test_a_token_has_the_frequencies_that_are_drawn(script, images):
 
 
 def test_one_token_changes_the_whole_image(script, model, images, tmp_path, monkeypatch, capsys):
-    for i, image in enumerate(images[:4]):
-        file = tmp_path / "images" / ("train" if i < 2 else "test") / f"{i}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(((image + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()).save(file)
+    write_images(tmp_path / "images" / "train", images[:2])
+    write_images(tmp_path / "images" / "test", images[2:4])
     model.save_pretrained(tmp_path / "vae")
     argv = [str(tmp_path / "vae"), "--images", str(tmp_path / "images"), "--validation_split", "test"]
     monkeypatch.setattr(sys, "argv", ["tokens.py", *argv, "--output_dir", str(tmp_path)])

@@ -56,8 +56,9 @@ class Equalizer(Float32Module):
                 raise ValueError(f"{len(pair[1])} painted images beside {len(pair[0])} others: give as many of both")
             count += len(pair[0])
             for power, mean, batch in zip(powers, means, pair, strict=True):
-                power += _power(batch.double()).sum((0, 1)).cpu()
-                mean += batch.double().sum(0).cpu()
+                batch = batch.double()
+                power += _power(batch).sum((0, 1)).cpu()
+                mean += batch.sum(0).cpu()
         if not count:
             raise ValueError("gains of frequencies are measured by images: there are none")
         means /= count
