@@ -13,6 +13,7 @@ import torch
 from fq_ldm import FQLDMPipeline
 from fq_ldm.data import load_images, sample_images
 from fq_ldm.models import equalize_samples_
+from fq_ldm.models.equalizer import MEASURED_IMAGES
 from fq_ldm.options import DataConfig
 
 
@@ -28,6 +29,8 @@ def main() -> None:
     parser.add_argument("--num_inference_steps", type=int, help="the pipeline's own number by default")
     parser.add_argument("--output", required=True, help="folder of the new pipeline")
     options = parser.parse_args()
+    if not 1 <= options.samples <= MEASURED_IMAGES:
+        parser.error(f"--samples {options.samples}: give 1 to {MEASURED_IMAGES}, by which gains are known to 1 %")
     pipeline = FQLDMPipeline.from_pretrained(options.pipeline)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     data = DataConfig(
