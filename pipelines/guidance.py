@@ -9,7 +9,7 @@ from diffusers.models.attention_processor import Attention
 
 Interval = tuple[float, float]  # shares of the noise, 0 without noise and 1 all noise
 NOISE_POWER = 1.25  # of the noise's ratio to the latents, in `Guidance.attention_change`
-PAG_INTERVAL: Interval = (0.2, 0.8)  # of perturbed-attention guidance, as it was measured: results/diffusion_celeba64
+PAG_INTERVAL: Interval = (0.2, 0.8)  # of perturbed-attention guidance: results/diffusion_celeba64/sampling.md
 
 
 class Guidance:
@@ -34,7 +34,7 @@ class Guidance:
         attention_change: mean square (B,) of what attention changes of each image's prediction, in its first step that
             is guided by attention, times the noise's ratio to the latents to the power of 1.25, which keeps its
             median nearly the same from timestep 854 to 436 of checkpoints/celeba64, a UNet of velocities
-            (results/diffusion_celeba64, "Guided by attention"): find a threshold with the scheduler and steps that it
+            (results/diffusion_celeba64/sampling.md): find a threshold with the scheduler and steps that it
             is for. None before.
 
     Raises:

@@ -21,7 +21,7 @@ TRIED = (
     "UniPCMultistepScheduler",
 )
 FEW_STEPS = 50  # of schedulers that need fewer than DDPM
-FEWER_STEPS = 20  # of those of higher order: more make no better images (results/diffusion_celeba64)
+FEWER_STEPS = 20  # of those of higher order: more make no better images (results/diffusion_celeba64/sampling.md)
 HIGHER_ORDER = ("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler")
 
 

@@ -39,7 +39,7 @@ PAGES = [
     ROOT / "CONTRIBUTING.md",
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "results" / "README.md",
-    ROOT / "results" / "diffusion_celeba64" / "README.md",
+    *sorted((ROOT / "results" / "diffusion_celeba64").glob("*.md")),
     *sorted((ROOT / "checkpoints").glob("*/README.md")),
 ]
 NOT_RUN = {
