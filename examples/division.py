@@ -39,7 +39,7 @@ def divide(pipeline: FQLDMPipeline, images: torch.Tensor, steps: int) -> dict[st
     tokens = vae.quantize.codebook(vae.tokenize(images.to(vae.device)))
     pipeline.scheduler = sampling_scheduler(pipeline.scheduler, steps)
     seeds = [torch.Generator().manual_seed(seed) for seed in range(count)]
-    made = pipeline(count, steps, seeds, output_type="latent").images
+    made = pipeline(count, steps, seeds, output_type="latent", pag_scale=0.0).images  # the UNet alone
     latents = vae.from_diffusion_latents(made)
     if pipeline.config.quantize_samples:
         sampled = vae.quantize.codebook(vae.quantize.nearest(latents))
@@ -89,6 +89,7 @@ def main() -> None:
     parser.add_argument("pipeline", help="folder or Hub repository")
     parser.add_argument("--images", required=True, help="dataset")
     parser.add_argument("--validation_split")
+    parser.add_argument("--center_crop", type=int, help="of the images, as in training")
     parser.add_argument("--count", type=int, default=64, help="images that the spectra are the mean of")
     parser.add_argument("--num_inference_steps", type=int, default=50)
     parser.add_argument("--output", type=Path, default=Path("division.png"))
@@ -99,10 +100,13 @@ def main() -> None:
     data = DataConfig(
         dataset=options.images,
         validation_split=options.validation_split,
+        center_crop=options.center_crop,
         channels=vae.config.in_channels,
         resolution=list(vae.sample_size),
     )
     images = sample_images(load_images(data)[1], max(SHOWN, options.count), seed=0)
+    if len(images) < SHOWN:
+        parser.error(f"--images: {options.images} has {len(images)} held-out images: {SHOWN} are shown")
     draw(divide(pipeline, images, options.num_inference_steps), vae.diffusion_view.spectral_crop[0], options.output)
     print(options.output)
 

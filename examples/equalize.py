@@ -41,14 +41,17 @@ def main() -> None:
         center_crop=options.center_crop,
         channels=pipeline.vqvae.config.in_channels,
     )
-    images = sample_images(load_images(data)[0], options.samples, seed=0).split(options.batch_size)
+    images = sample_images(load_images(data)[0], options.samples, seed=0)
+    if len(images) < options.samples:
+        parser.error(f"--samples {options.samples}: {options.images} has {len(images)} images for training")
+    batches = images.split(options.batch_size)
 
     def latents():
         for seeds in torch.arange(options.samples).split(options.batch_size):
             generators = [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
             yield pipeline(len(seeds), options.num_inference_steps, generators, output_type="latent").images
 
-    equalize_samples_(pipeline.vqvae, images, latents(), quantize=pipeline.config.quantize_samples)
+    equalize_samples_(pipeline.vqvae, batches, latents(), quantize=pipeline.config.quantize_samples)
     pipeline.save_pretrained(options.output)
     print(options.output)
 

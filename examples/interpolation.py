@@ -21,11 +21,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3], help="one row from each to the next")
     parser.add_argument("--images", type=int, default=9, help="in a row, both ends among them")
     parser.add_argument("--num_inference_steps", type=int, default=50)
+    parser.add_argument("--class_label", help="name of the class that all are of, where there are classes")
     parser.add_argument("--output", type=Path, default=Path("interpolation.png"))
     options = parser.parse_args()
     if len(options.seeds) < 2:
         parser.error("--seeds: give two or more")
     pipeline = FQLDMPipeline.from_pretrained(options.pipeline)
+    label, names = options.class_label, pipeline.config.class_names or []
+    if names and label not in names:
+        parser.error(f"--class_label: give one of {', '.join(names)}")
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
 
@@ -36,7 +40,8 @@ def main() -> None:
     noise = [math.cos(a) * first + math.sin(a) * second for first, second in pairwise(ends) for a in angles]
     # Guided or not by a threshold, neighbours on the way would jump: pag_scale=0.
     images = pipeline(
-        len(noise), options.num_inference_steps, latents=torch.stack(noise), output_type="pt", pag_scale=0.0
+        len(noise), options.num_inference_steps, latents=torch.stack(noise), class_labels=label, output_type="pt",
+        pag_scale=0.0,
     ).images  # fmt: skip
     save_grid(images, options.output, options.images, display_scale(images.shape[-2]))
     print(options.output)

@@ -163,6 +163,7 @@ def main() -> None:
     parser.add_argument("--images", required=True, help="dataset to take the image from")
     parser.add_argument("--validation_split", help="its split; by default some of train are held out")
     parser.add_argument("--image_column", default="image")
+    parser.add_argument("--center_crop", type=int, help="of the images, as in training")
     parser.add_argument("--seed", type=int, default=0, help="chooses the image")
     parser.add_argument("--output_dir", type=Path, default=Path("."))
     options = parser.parse_args()
@@ -171,7 +172,7 @@ def main() -> None:
         parser.error(f"{options.model}: its tokens are no filters of a bank and no Fourier coefficients")
     data = DataConfig(
         dataset=options.images, validation_split=options.validation_split, image_column=options.image_column,
-        channels=model.config.in_channels, resolution=list(model.sample_size),
+        center_crop=options.center_crop, channels=model.config.in_channels, resolution=list(model.sample_size),
     )  # fmt: skip
     with torch.no_grad():
         held = filter_energy(model, range(model.config.num_tokens)).sum(1).tolist()

@@ -3,6 +3,9 @@
 import torch
 from diffusers import SchedulerMixin
 
+# What a pipeline is saved with that was found for its UNet, and what stands in its place for another one.
+OF_UNET = {"num_inference_steps": None, "pag_scale": 0.0, "pag_threshold": None}
+
 
 def how_many(num_images: int | None, batch_size: int | None, latents: torch.Tensor | None, image) -> int:
     """As many as are asked for, under either name, or as there is something to start from."""
@@ -31,6 +34,8 @@ def check_start(image, strength: float | None, mask_image) -> None:
     """Raise a `ValueError` for what does not go with an image to start from, or without one."""
     if image is None and mask_image is not None:
         raise ValueError("mask_image says what is kept of an image: give image too")
+    if image is None and strength is not None:
+        raise ValueError("strength says how much of an image is made anew: give image too")
     if strength is not None and not 0 < strength <= 1:
         raise ValueError(f"strength must lie in 0 .. 1, above 0, not {strength}")
 

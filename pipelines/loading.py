@@ -14,6 +14,7 @@ from huggingface_hub.errors import HTTPError
 from fq_ldm.models import CLASSES, TokenAutoencoder, load_vae
 from fq_ldm.models.loading import INDEX_FILE, fetch_index
 
+from .arguments import OF_UNET
 from .schedules import OF_TRAINING
 
 OURS = "fq_ldm"  # the library that components are imported from, whatever file a repository brings
@@ -46,6 +47,7 @@ class PackageLoading:
         """Load a pipeline folder or a Hub repository; weights are read from safetensors only.
 
         The arguments are those of `DiffusionPipeline.from_pretrained`. Code that lies in the repository is not run.
+        With a `unet` that is given, steps and guidance that were found for the saved one are left out.
 
         Raises:
             OSError: if there is no such folder or repository, or a file is missing.
@@ -57,6 +59,8 @@ class PackageLoading:
         read_index(Path(folder))
         if kwargs.get("vqvae") is not None:
             check_latents(name, Path(folder), kwargs["vqvae"], kwargs.get("variant"))
+        if kwargs.get("unet") is not None:
+            kwargs = OF_UNET | kwargs
         pipeline = super().from_pretrained(folder, **{"use_safetensors": True, **kwargs})
         # A scheduler that is given in place of the saved one must go through the same noise.
         saved = json.loads((Path(folder) / "scheduler" / SCHEDULER_CONFIG_NAME).read_text())
@@ -71,8 +75,8 @@ class PackageLoading:
     def download(cls, pretrained_model_name: str, **kwargs) -> str:
         """Download a pipeline from the Hub: what its index names, and its card. Returns the folder.
 
-        The arguments are those of `DiffusionPipeline.download`; components that are given are not downloaded, except
-        for the FQ-VAE, whose latents a given one must have.
+        The arguments are those of `DiffusionPipeline.download`. A UNet that is given is not downloaded; an FQ-VAE and
+        a scheduler are: given ones must have their latents and their noise.
 
         Raises:
             OSError: if there is no such repository, it cannot be reached, or the connection breaks again and again.
@@ -139,7 +143,8 @@ class PackageLoading:
             finally:
                 self.unet.to(dtype)
             forget_paths(Path(folder))
-            write_card(Path(self.config.get("_name_or_path") or "."), Path(folder), repo_id)
+            source = self.config.get("_name_or_path")
+            write_card(Path(source) if source else None, Path(folder), repo_id)
             message = commit_message or f"Upload {type(self).__name__}"
             return api.upload_folder(
                 repo_id=repo_id, folder_path=folder, commit_message=message, create_pr=create_pr
@@ -208,13 +213,13 @@ def forget_paths(folder: Path) -> None:
             file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def write_card(source: Path, target: Path, repo_id: str) -> None:
+def write_card(source: Path | None, target: Path, repo_id: str) -> None:
     """The card and the pictures of the folder that a model was loaded from, with the new name in its lines.
 
     A pipeline from no such folder is given a short one.
     """
-    card = source / "README.md"
-    if any((source / name).is_file() for name in (INDEX_FILE, CONFIG_FILE)) and card.is_file():
+    of_model = source is not None and any((source / name).is_file() for name in (INDEX_FILE, CONFIG_FILE))
+    if of_model and (card := source / "README.md").is_file():
         lines = re.sub(r'(from_pretrained|load_vae)\("[^"]*"', rf'\1("{repo_id}"', card.read_text())
         for picture in source.glob("*.png"):
             shutil.copy(picture, target)

@@ -11,7 +11,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from fq_ldm.own_code import OwnCode
 
-from .arguments import check_callback, check_inputs, check_start, check_steps, how_many
+from .arguments import OF_UNET, check_callback, check_inputs, check_start, check_steps, how_many
 from .classes import ClassLabels, class_numbers
 from .guidance import PAG_INTERVAL, Guidance, Interval, check_attention_guidance
 from .known_images import Images, KnownImages
@@ -105,14 +105,15 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
     def from_pipe(cls, pipeline: "FQLDMPipeline", **kwargs) -> "FQLDMPipeline":
         """A pipeline with the components and options of another; arguments of `__init__` replace them.
 
-        The same UNet knows the same noise schedule: a scheduler with another one is refused as it would be there.
+        The same UNet knows the same noise and the same latents: others are refused. Another UNet leaves out steps and
+        guidance, which were found for that one.
         """
-        options = pipeline.options
-        if kwargs.get("unet", pipeline.unet) is not pipeline.unet:  # guidance was found for the one before
-            del options["pag_scale"], options["pag_threshold"]
-        made = cls(**{**pipeline.components, **options, **kwargs})
-        if made.unet is pipeline.unet:
+        other = kwargs.get("unet", pipeline.unet) is not pipeline.unet
+        made = cls(**(pipeline.components | pipeline.options | (OF_UNET if other else {}) | kwargs))
+        if not other:
             made._trained_schedule = pipeline._trained_schedule
+            if not made.vqvae.diffusion_view.resembles(pipeline.vqvae.diffusion_view):
+                raise ValueError("vqvae: has other diffusion latents than those that the UNet was trained on")
         return made
 
     def with_code(self, config: dict, module: str) -> dict:
@@ -250,7 +251,6 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
             known = KnownImages(self.vqvae, image, mask_image, num_images, quantize, device)
             timesteps, latents = known.start(self.scheduler, noise, strength or (0.6 if mask_image is None else 1.0))
 
-        # Denoise.
         for i, t in enumerate(self.progress_bar(timesteps)):
             if self.interrupt:
                 continue
@@ -261,7 +261,8 @@ class FQLDMPipeline(OwnCode, PackageLoading, DiffusionPipeline):
                 following = timesteps[i + 1] if i + 1 < len(timesteps) else None
                 latents = known.keep_latents(latents, self.scheduler, following, generator)
             if callback_on_step_end is not None:
-                latents = (callback_on_step_end(self, i, t, {"latents": latents}) or {}).get("latents", latents)
+                tensors = dict.fromkeys(callback_on_step_end_tensor_inputs, latents)
+                latents = (callback_on_step_end(self, i, t, tensors) or {}).get("latents", latents)
 
         images = latents if output_type == "latent" else self._finished(latents, generator, known, output_type)
         self.maybe_free_model_hooks()

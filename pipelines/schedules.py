@@ -75,8 +75,10 @@ def step_options(scheduler: SchedulerMixin, generator, eta: float) -> dict:
     """What this scheduler's `step` takes beside the model's output: schedulers differ.
 
     Raises:
-        ValueError: for an eta that it does not have.
+        ValueError: for an eta that it does not have, or one outside 0 .. 1.
     """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must lie in 0 .. 1, not {eta}")
     accepted = inspect.signature(scheduler.step).parameters
     options = {}
     if "eta" in accepted:

@@ -86,6 +86,8 @@ def test_layers_are_free_where_nothing_norms_them():
         for layer in (*discriminator.layers, discriminator.conv_out):
             layer.weight.mul_(10)
     images = torch.randn(2, 3, 16, 16)
+    with pytest.raises(ValueError, match="norm must be one of spectral, none, not batch"):
+        PatchDiscriminator(norm="batch")
     assert discriminator(images)[0].std() > 10 * PatchDiscriminator(3, (8, 16)).train()(images)[0].std()
 
 

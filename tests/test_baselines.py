@@ -9,6 +9,7 @@ from fq_ldm.models.baselines import QUANTIZERS
 from fq_ldm.quantization.codebook import Codebook
 from fq_ldm.quantization.library import EMACodebook, FSQCodebook, ResidualCodebook, SimVQCodebook
 from fq_ldm.quantization.lookup import count_entries, probable_tokens, random_tokens
+from fq_ldm.training.vae import draw_reconstructions
 
 COMMON = {k: v for k, v in TINY.items() if k != "vq_embed_dim"} | {"sample_size": 16}
 GRID = {**COMMON, "tokens": "grid", "dependency": False, "graph_module": False, "commitment_weight": 0.25}
@@ -58,6 +59,11 @@ def test_a_model_starts_from_data_trains_and_comes_back(name, images, tmp_path):
         assert indices.shape == (96, 16) and torch.equal(indices, expected.indices)
         torch.testing.assert_close(model.detokenize(indices), expected.sample)
         assert (expected.sample - images).square().mean() < images.var()
+        for quantize in (True, False):  # the picture of training: images of 16 pixels over others, 2 around each
+            picture = draw_reconstructions(model, images[:3], tmp_path / "shown.png", quantize)
+            first = model(images[:1], force_not_quantize=not quantize).sample[0]
+            shown = torch.from_numpy(picture[0, 20:36, 2:18]).permute(2, 0, 1) / 127.5 - 1
+            torch.testing.assert_close(shown, first.clamp(-1, 1), rtol=0, atol=0.01)
         without = model.tokenize(images, exclude=int(indices[0, 0]))
         assert not (without == indices[0, 0]).any()
     assert model.bits_per_image == 16 * 5
@@ -180,6 +186,9 @@ def test_hqa_decodes_from_the_second_layer_alone(images):
 def test_unknown_quantizers_and_stages_that_do_not_fit():
     with pytest.raises(ValueError, match="quantizer must be one of ema, sq, fsq, residual, simvq, not magic"):
         BaselineModel(**COMMON, quantizer="magic")
+    for changes, owner in ((dict(fsq_levels=[8, 4]), "fsq"), (dict(residual_stages=2), "residual")):
+        with pytest.raises(ValueError, match=f"{[*changes][0]} is an option of the quantizer {owner}, not of ema"):
+            BaselineModel(**COMMON, quantizer="ema", **changes)
     with pytest.raises(ValueError, match="num_tokens 16 must be a multiple of residual_stages 3"):
         BaselineModel(**COMMON, quantizer="residual", residual_stages=3)
 

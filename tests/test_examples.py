@@ -54,6 +54,22 @@ def test_interpolation_goes_from_one_seed_to_the_next(draw):
     assert np.abs(cells[0, 0] - cells[0, -1]).mean() > 1
 
 
+def test_interpolation_stays_in_a_class(model, tmp_path, monkeypatch, capsys):
+    untrained_pipeline(model, 20, ["ant", "bee"]).save_pretrained(tmp_path / "pipeline")
+    argv = ["interpolation", str(tmp_path / "pipeline"), "--images", "2", "--seeds", "0", "1"]
+    argv += ["--num_inference_steps", "2"]
+    pictures = []
+    for i in range(2):  # classes that were drawn would differ
+        monkeypatch.setattr(sys, "argv", [*argv, "--class_label", "bee", "--output", str(tmp_path / f"{i}.png")])
+        runpy.run_path(str(EXAMPLES / "interpolation.py"), run_name="__main__")
+        pictures.append((tmp_path / f"{i}.png").read_bytes())
+    assert pictures[0] == pictures[1]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(EXAMPLES / "interpolation.py"), run_name="__main__")
+    assert "--class_label: give one of ant, bee" in capsys.readouterr().err
+
+
 def test_a_trajectory_ends_at_the_sample(draw):
     rows = draw("trajectory", "--images", "2", "--columns", "3", "--num_inference_steps", "5")
     samples = draw("grid", "--samples", "2", "--columns", "1", "--num_inference_steps", "5")
@@ -88,7 +104,7 @@ def write_images(folder: Path, images: torch.Tensor) -> None:
         Image.fromarray(((image + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
 
 
-def test_an_equalizer_of_samples(tmp_path, monkeypatch):
+def test_an_equalizer_of_samples(tmp_path, monkeypatch, capsys):
     """Samples with the power of the images, by a pipeline that is otherwise the same."""
     torch.manual_seed(0)
     model = FQModel(**PAINTING, painter_equalizer=True)
@@ -100,9 +116,15 @@ def test_an_equalizer_of_samples(tmp_path, monkeypatch):
     write_images(tmp_path / "images" / "test", images[:1])
     write_images(tmp_path / "images" / "train", images[1:])
     argv = [str(tmp_path / "before"), "--images", str(tmp_path / "images"), "--validation_split", "test"]
-    argv += ["--samples", "48", "--batch_size", "32", "--output", str(tmp_path / "after")]
-    monkeypatch.setattr(sys, "argv", ["equalize.py", *argv])
-    runpy.run_path(str(EXAMPLES / "equalize.py"), run_name="__main__")
+    argv += ["--batch_size", "32", "--output", str(tmp_path / "after")]
+    for count, message in (("4096", "give 1 to 2048"), ("64", "has 63 images for training"), ("48", None)):
+        monkeypatch.setattr(sys, "argv", ["equalize.py", *argv, "--samples", count])
+        if message is None:
+            runpy.run_path(str(EXAMPLES / "equalize.py"), run_name="__main__")
+            break
+        with pytest.raises(SystemExit):
+            runpy.run_path(str(EXAMPLES / "equalize.py"), run_name="__main__")
+        assert message in capsys.readouterr().err
     after = FQLDMPipeline.from_pretrained(tmp_path / "after")
     powers = {}
     for name, pipeline in (("before", before), ("after", after)):

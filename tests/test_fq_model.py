@@ -174,6 +174,8 @@ def test_bits_per_image(model):
         (dict(spectral_crop=10), r"spectral_crop \(10, 10\) is larger than the latent \(8, 12\)"),
         (dict(diffusion_patch_size=5), r"diffusion_patch_size 5 must divide both sides of the spectral crop \(8, 12\)"),
         (dict(vq_embed_dim=1), "vq_embed_dim must be at least 2"),
+        (dict(vq_embed_dim=0), "vq_embed_dim must be at least 2"),
+        (dict(filter_start="alike"), "filter_start is for tokens paper: leave it out for bank"),
     ],
 )
 def test_sizes_that_do_not_fit(options, message):

@@ -135,12 +135,16 @@ def test_a_pipeline_is_saved_with_its_guidance(attending, tmp_path):
     torch.testing.assert_close(sample(loaded, pag_scale=0.0), plain)
 
 
-def test_another_unet_is_not_guided_as_the_one_before(attending):
+def test_another_unet_is_not_guided_as_the_one_before(attending, tmp_path):
     attending = FQLDMPipeline.from_pipe(attending, pag_scale=2.0, pag_threshold=0.5)
     same = FQLDMPipeline.from_pipe(attending).config
     other = FQLDMPipeline.from_pipe(attending, unet=attending_unet()).config
     assert (same.pag_scale, same.pag_threshold) == (2.0, 0.5)
     assert (other.pag_scale, other.pag_threshold) == (0.0, None)
+    attending.save_pretrained(tmp_path)
+    given = FQLDMPipeline.from_pretrained(tmp_path, unet=attending_unet()).config
+    assert (given.pag_scale, given.pag_threshold) == (0.0, None)
+    assert FQLDMPipeline.from_pretrained(tmp_path, unet=attending_unet(), pag_scale=1.0).config.pag_scale == 1.0
 
 
 def test_under_autocast(attending):

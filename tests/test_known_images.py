@@ -117,7 +117,8 @@ def test_one_image_for_many_and_as_many_as_are_given(pipeline, given):
         (dict(image=torch.rand(3, 3, 8, 12)), "image: 3 of them for 4 images"),
         (dict(image=torch.rand(4, 3, 8, 12) * 2), r"image must lie in \[0, 1\]"),
         (dict(image=torch.rand(4, 3, 8, 12), strength=0.0), "strength must lie in 0 .. 1, above 0, not 0.0"),
-        (dict(image=None, mask_image=torch.ones(1, 1, 8, 12)), "give image too"),
+        (dict(image=None, mask_image=torch.ones(1, 1, 8, 12)), "mask_image says .* give image too"),
+        (dict(image=None, strength=0.5), "strength says .* give image too"),
     ],
 )
 def test_wrong_images(pipeline, options, message):

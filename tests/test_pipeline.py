@@ -1,3 +1,4 @@
+import copy
 import subprocess
 import sys
 
@@ -90,6 +91,8 @@ def test_eta_adds_noise_to_ddim_only(pipeline):
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     quiet, noisy = (pipeline(1, 4, seeds(0), eta=eta, output_type="pt").images for eta in (0.0, 1.0))
     assert not torch.equal(quiet, noisy)
+    with pytest.raises(ValueError, match="eta must lie in 0 .. 1, not 1.5"):
+        pipeline(1, 4, eta=1.5)
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     with pytest.raises(ValueError, match="DPMSolverMultistepScheduler has no eta"):
         pipeline(1, 4, eta=1.0)
@@ -292,3 +295,8 @@ def test_a_pipe_of_a_pipe(pipeline):
     foreign = DDIMScheduler.from_config(pipeline.scheduler.config, num_train_timesteps=20)
     with pytest.raises(ValueError, match="num_train_timesteps 20, but the UNet was trained with 1000"):
         FQLDMPipeline.from_pipe(pipeline, scheduler=foreign)(1, 2)
+    other = copy.deepcopy(pipeline.vqvae)
+    assert FQLDMPipeline.from_pipe(pipeline, vqvae=other).vqvae is other
+    other.diffusion_view.mean += 1
+    with pytest.raises(ValueError, match="vqvae: has other diffusion latents than those that the UNet was trained on"):
+        FQLDMPipeline.from_pipe(pipeline, vqvae=other)

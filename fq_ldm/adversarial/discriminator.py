@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+NORMS = ("spectral", "none")
+
 
 class PatchDiscriminator(nn.Module):
     """Images -> how real each patch looks (PatchGAN, Isola et al. 2017).
@@ -15,6 +17,9 @@ class PatchDiscriminator(nn.Module):
         block_out_channels: of the convolutions, each of which halves height and width.
         norm: "spectral" keeps the spectral norm of each layer's weights at 1, so that logits cannot grow faster than
             images differ; "none" leaves them free, for R1 to hold.
+
+    Raises:
+        ValueError: for another norm.
     """
 
     def __init__(
@@ -24,6 +29,8 @@ class PatchDiscriminator(nn.Module):
         norm: str = "spectral",
     ):
         super().__init__()
+        if norm not in NORMS:
+            raise ValueError(f"norm must be one of {', '.join(NORMS)}, not {norm}")
         widths = [in_channels, *block_out_channels]
         normed = spectral_norm if norm == "spectral" else nn.Identity()
         self.layers = nn.ModuleList(

@@ -65,6 +65,11 @@ class BaselineModel(TokenAutoencoder):
     ):
         if quantizer not in QUANTIZERS:
             raise ValueError(f"quantizer must be one of {', '.join(QUANTIZERS)}, not {quantizer}")
+        of_one = (("fsq", "fsq_levels", fsq_levels, None), ("residual", "residual_stages", residual_stages, 4),
+                  ("sq", "temperature_decay", temperature_decay, 1e-5))  # fmt: skip
+        for owner, name, value, default in of_one:
+            if value != default and quantizer != owner:
+                raise ValueError(f"{name} is an option of the quantizer {owner}, not of {quantizer}: leave it out")
         if quantizer == "fsq" and fsq_levels is None:
             fsq_levels = _even_levels(num_vq_embeddings)
         if quantizer == "fsq" and math.prod(fsq_levels) != num_vq_embeddings:
@@ -207,12 +212,12 @@ class HQAModel(TokenAutoencoder):
         self._build(make_tokens, make_hqa_codebook)
 
     def forward(
-        self, sample: torch.Tensor, return_dict: bool = True
+        self, sample: torch.Tensor, return_dict: bool = True, **options
     ) -> FQDecoderOutput | tuple[torch.Tensor, torch.Tensor]:
-        """Images -> in training the first layer's reconstructions and both layers' losses, else those of the tokens."""
-        latents = self.encode(sample).latents
+        """Images -> in training the first layer's reconstructions and both layers' losses, else what others give."""
         if not (self.training and torch.is_grad_enabled()):
-            return self.decode(latents, return_dict=return_dict)
+            return super().forward(sample, return_dict, **options)
+        latents = self.encode(sample).latents
         tokens, codebook = self.quantize.tokens, self.quantize.codebook
         with torch.autocast(sample.device.type, enabled=False):
             latents = latents.float()

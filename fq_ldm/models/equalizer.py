@@ -106,7 +106,7 @@ def equalize_samples_(
         quantize: paint from tokens, else from the latents as they are: as the pipeline does.
 
     Raises:
-        ValueError: if the model has no equalizer, there are no images, or more of them in a batch than latents.
+        ValueError: if the model has no equalizer, there are no images, or not as many of both in a batch.
     """
 
     def paint(sampled, **options):

@@ -110,10 +110,13 @@ class FQModel(TokenAutoencoder):
                 f"vq_embed_dim and spectral_crop are for tokens {' and '.join(FREQUENCY_LAYOUTS)}: leave them out for "
                 f"{tokens}"
             )
+        if tokens != "paper" and filter_start != "partition":
+            raise ValueError(f"filter_start is for tokens paper: leave it out for {tokens}")
 
         def make_tokens(latent_shape, crop):
             if tokens in FREQUENCY_LAYOUTS:
-                return FREQUENCY_LAYOUTS[tokens](latent_shape, num_tokens, vq_embed_dim or DEFAULT_TOKEN_DIM, crop)
+                dim = DEFAULT_TOKEN_DIM if vq_embed_dim is None else vq_embed_dim
+                return FREQUENCY_LAYOUTS[tokens](latent_shape, num_tokens, dim, crop)
             if tokens == "paper":
                 return DynamicFilterTokens(latent_shape, num_tokens, filter_start)
             return (GridTokens if tokens == "grid" else TransformerTokens)(latent_shape, num_tokens)
@@ -168,10 +171,10 @@ class FQModel(TokenAutoencoder):
                     "painter: give painter_block_out_channels too, or leave them out"
                 )
             return None
-        sizes = len(config.painter_block_out_channels)
+        channels, layers = config.painter_block_out_channels, config.painter_layers_per_block
         return dict(
-            block_out_channels=config.painter_block_out_channels,
-            layers_per_block=config.painter_layers_per_block or [2**i for i in range(sizes)],
+            block_out_channels=channels,
+            layers_per_block=[2**i for i in range(len(channels))] if layers is None else layers,
             upsampling=config.painter_upsampling,
             outputs=config.painter_outputs,
         )

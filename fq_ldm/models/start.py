@@ -38,6 +38,8 @@ def principal_colors(batches: Iterable[torch.Tensor], num_channels: int) -> torc
         colors = images.double().transpose(0, 1).flatten(1)  # (c, b*H*W)
         count, total = count + colors.shape[1], total + colors.sum(1).cpu()
         products = products + (colors @ colors.T).cpu()
+    if not count:
+        raise ValueError("a start from data needs images: there are none")
     mean = total / count
     covariance = products / count - torch.outer(mean, mean)
     if not covariance.isfinite().all():
