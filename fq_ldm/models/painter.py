@@ -18,8 +18,8 @@ class Painter(nn.Module):
     holds the crop, then it grows, with fewer channels and blocks at each doubled size. What the latents do not say
     (hair, grain) has to come from somewhere: at each size one channel of noise goes in with the features.
 
-    The image's size has a way out, and so may the sizes before it: then what was painted smaller is enlarged by its
-    spectrum, and all is added up. So a painter of larger images can start as a good one of smaller images, enlarged.
+    The image's size has a way out, and so may the sizes before it: then what was painted smaller is enlarged, and all
+    is added up. So a painter of larger images can start as a good one of smaller images, enlarged.
 
     Args:
         latent_channels: D.
@@ -32,7 +32,7 @@ class Painter(nn.Module):
             2016), which may leave a lattice where little is known; "bilinear" smooths before it convolves;
             "bilinear_last" does so to the image's size alone.
         outputs: how many sizes have a way out, the image's and those before it.
-        act_fn: activation.
+        act_fn: activation of the residual blocks.
         norm_num_groups: groups of the group normalisations.
 
     Raises:
@@ -147,10 +147,20 @@ def _grow(features: torch.Tensor, convolution: nn.Module, shuffled: bool) -> tor
 
 
 def _add(smaller: torch.Tensor | None, image: torch.Tensor) -> torch.Tensor:
-    """An image (B, c, H, W), with one of half its size enlarged by its spectrum, if there is one."""
-    if smaller is None:
-        return image
-    return image + resample(smaller, tuple(image.shape[-2:])).to(image.dtype)
+    """An image (B, c, H, W), with one of half its size enlarged, if there is one."""
+    return image if smaller is None else image + enlarge(smaller.float()).to(image.dtype)
+
+
+def enlarge(image: torch.Tensor) -> torch.Tensor:
+    """An image (B, c, h, w) at twice its size: each second pixel is one of its own, and cubics lie between them.
+
+    Pixels stay where resampling by the spectrum would put them, as the linear decoding is. But a spectrum goes round
+    the borders, where an image jumps, and rings in lines along them far into it: a mesh, which painting cannot undo.
+    """
+    height, width = image.shape[-2:]
+    size = (2 * height - 1, 2 * width - 1)
+    between = nn.functional.interpolate(image, size, mode="bicubic", align_corners=True)
+    return nn.functional.pad(between, (0, 1, 0, 1), mode="replicate")
 
 
 def _noise(features: torch.Tensor, generator: Generators) -> torch.Tensor:
