@@ -8,6 +8,7 @@ from huggingface_hub import constants
 from fq_ldm.cards import check_hub, push_to_hub
 from fq_ldm.cards.hub import public
 from fq_ldm.options import DataError, TrainingConfig, UserError
+from fq_ldm.pipelines.loading import write_card
 
 
 @pytest.fixture
@@ -80,3 +81,15 @@ def test_nobody_and_nothing(hub, monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
     with pytest.raises(UserError, match="push_to_hub: nobody is logged in: run hf auth login"):
         check_hub(wish())
+
+
+def test_a_pipeline_from_no_folder_has_a_card_of_its_own(tmp_path, monkeypatch):
+    """Not that of the folder somebody happens to work in."""
+    (tmp_path / "README.md").write_text("secret")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "target").mkdir()
+    monkeypatch.chdir(tmp_path)
+    write_card(None, tmp_path / "target", "ann/bare")
+    assert 'from_pretrained("ann/bare"' in (tmp_path / "target" / "README.md").read_text()
+    write_card(tmp_path, tmp_path / "target", "ann/bare")
+    assert (tmp_path / "target" / "README.md").read_text() == "secret"

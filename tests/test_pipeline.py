@@ -115,6 +115,9 @@ def test_callback_sees_and_replaces_latents(pipeline):
     images = pipeline(2, 3, callback_on_step_end=callback, output_type="pt").images
     assert [s[0] for s in steps] == [0, 1, 2] and steps[0][1] > steps[2][1] and steps[0][2] == (2, 3, 8, 12)
     assert torch.equal(images[0], images[1])  # both were zeroed in the last step
+    seen = []
+    pipeline(1, 2, callback_on_step_end=lambda *given: seen.append(given[3]), callback_on_step_end_tensor_inputs=())
+    assert seen == [{}, {}]
 
 
 def test_saved_pipeline_loads_in_a_new_process_elsewhere(pipeline, tmp_path):
