@@ -20,15 +20,25 @@ HEIGHT, WIDTH, BORDER, SCALE = 8, 12, 2, 12  # pixels, of the grids of such smal
 
 
 @pytest.fixture
-def draw(pipeline, tmp_path, monkeypatch):
+def example(monkeypatch):
+    """Run a script of the examples with arguments."""
+
+    def run(name, *argv):
+        monkeypatch.setattr(sys, "argv", [name, *argv])
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+
+    return run
+
+
+@pytest.fixture
+def draw(pipeline, tmp_path, example):
     """Run an example on an untrained pipeline: its cells (rows, columns, H, W, 3) uint8."""
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     pipeline.save_pretrained(tmp_path / "pipeline")
 
     def run(name, *options):
         output = tmp_path / f"{name}.png"
-        monkeypatch.setattr(sys, "argv", [name, str(tmp_path / "pipeline"), *options, "--output", str(output)])
-        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+        example(name, str(tmp_path / "pipeline"), *options, "--output", str(output))
         pixels = np.asarray(Image.open(output))[::SCALE, ::SCALE]
         rows, columns = (pixels.shape[0] - BORDER) // (HEIGHT + BORDER), (pixels.shape[1] - BORDER) // (WIDTH + BORDER)
         cells = pixels[BORDER:, BORDER:].reshape(rows, HEIGHT + BORDER, columns, WIDTH + BORDER, 3)
@@ -54,19 +64,16 @@ def test_interpolation_goes_from_one_seed_to_the_next(draw):
     assert np.abs(cells[0, 0] - cells[0, -1]).mean() > 1
 
 
-def test_interpolation_stays_in_a_class(model, tmp_path, monkeypatch, capsys):
+def test_interpolation_stays_in_a_class(model, tmp_path, example, capsys):
     untrained_pipeline(model, 20, ["ant", "bee"]).save_pretrained(tmp_path / "pipeline")
-    argv = ["interpolation", str(tmp_path / "pipeline"), "--images", "2", "--seeds", "0", "1"]
-    argv += ["--num_inference_steps", "2"]
+    argv = [str(tmp_path / "pipeline"), "--images", "2", "--seeds", "0", "1", "--num_inference_steps", "2"]
     pictures = []
     for i in range(2):  # classes that were drawn would differ
-        monkeypatch.setattr(sys, "argv", [*argv, "--class_label", "bee", "--output", str(tmp_path / f"{i}.png")])
-        runpy.run_path(str(EXAMPLES / "interpolation.py"), run_name="__main__")
+        example("interpolation", *argv, "--class_label", "bee", "--output", str(tmp_path / f"{i}.png"))
         pictures.append((tmp_path / f"{i}.png").read_bytes())
     assert pictures[0] == pictures[1]
-    monkeypatch.setattr(sys, "argv", argv)
     with pytest.raises(SystemExit):
-        runpy.run_path(str(EXAMPLES / "interpolation.py"), run_name="__main__")
+        example("interpolation", *argv)
     assert "--class_label: give one of ant, bee" in capsys.readouterr().err
 
 
@@ -104,7 +111,7 @@ def write_images(folder: Path, images: torch.Tensor) -> None:
         Image.fromarray(((image + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
 
 
-def test_an_equalizer_of_samples(tmp_path, monkeypatch, capsys):
+def test_an_equalizer_of_samples(tmp_path, example, capsys):
     """Samples with the power of the images, by a pipeline that is otherwise the same."""
     torch.manual_seed(0)
     model = FQModel(**PAINTING, painter_equalizer=True)
@@ -117,14 +124,11 @@ def test_an_equalizer_of_samples(tmp_path, monkeypatch, capsys):
     write_images(tmp_path / "images" / "train", images[1:])
     argv = [str(tmp_path / "before"), "--images", str(tmp_path / "images"), "--validation_split", "test"]
     argv += ["--batch_size", "32", "--output", str(tmp_path / "after")]
-    for count, message in (("4096", "give 1 to 2048"), ("64", "has 63 images for training"), ("48", None)):
-        monkeypatch.setattr(sys, "argv", ["equalize.py", *argv, "--samples", count])
-        if message is None:
-            runpy.run_path(str(EXAMPLES / "equalize.py"), run_name="__main__")
-            break
+    for count, message in (("4096", "give 1 to 2048"), ("64", "has 63 images for training")):
         with pytest.raises(SystemExit):
-            runpy.run_path(str(EXAMPLES / "equalize.py"), run_name="__main__")
+            example("equalize", *argv, "--samples", count)
         assert message in capsys.readouterr().err
+    example("equalize", *argv, "--samples", "48")
     after = FQLDMPipeline.from_pretrained(tmp_path / "after")
     powers = {}
     for name, pipeline in (("before", before), ("after", after)):
@@ -226,14 +230,13 @@ def test_tokens_of_a_grid_are_refused(script, tmp_path, monkeypatch, capsys):
     assert "its tokens are no filters of a bank and no Fourier coefficients" in capsys.readouterr().err
 
 
-def test_classes_one_a_row(model, tmp_path, monkeypatch, capsys):
+def test_classes_one_a_row(model, tmp_path, example):
     pipeline = untrained_pipeline(model, 100, ["ant", "bee", "cow"])
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     pipeline.save_pretrained(tmp_path / "pipeline")
     for name, options in (("all", ()), ("some", ("--classes", "cow", "ant"))):
-        argv = ["classes", str(tmp_path / "pipeline"), *options, "--columns", "2", "--num_inference_steps", "2"]
-        monkeypatch.setattr(sys, "argv", [*argv, "--output", str(tmp_path / f"{name}.png")])
-        runpy.run_path(str(EXAMPLES / "classes.py"), run_name="__main__")
+        argv = [str(tmp_path / "pipeline"), *options, "--columns", "2", "--num_inference_steps", "2"]
+        example("classes", *argv, "--output", str(tmp_path / f"{name}.png"))
     rows = HEIGHT + BORDER
     all_, some = (np.asarray(Image.open(tmp_path / f"{name}.png"))[::SCALE, ::SCALE] for name in ("all", "some"))
     assert all_.shape[0] == BORDER + 3 * rows and some.shape[0] == BORDER + 2 * rows
@@ -242,9 +245,8 @@ def test_classes_one_a_row(model, tmp_path, monkeypatch, capsys):
         assert np.abs(mine - theirs).max() <= 1
 
 
-def test_a_pipeline_without_classes_has_no_rows(pipeline, tmp_path, monkeypatch, capsys):
+def test_a_pipeline_without_classes_has_no_rows(pipeline, tmp_path, example, capsys):
     pipeline.save_pretrained(tmp_path / "pipeline")
-    monkeypatch.setattr(sys, "argv", ["classes", str(tmp_path / "pipeline")])
     with pytest.raises(SystemExit):
-        runpy.run_path(str(EXAMPLES / "classes.py"), run_name="__main__")
+        example("classes", str(tmp_path / "pipeline"))
     assert "knows no classes" in capsys.readouterr().err

@@ -18,6 +18,7 @@ from ..quantization.quantizer import START_NUMBERS
 from ..quantization.stochastic import HQACodebook
 from .autoencoder import TokenAutoencoder
 from .outputs import FQDecoderOutput
+from .painter import Generators
 
 QUANTIZERS = ("ema", "sq", "fsq", "residual", "simvq")
 HQA_TEMPERATURE = 2 / 3  # of the Gumbel softmax at the start, its authors' value
@@ -212,11 +213,19 @@ class HQAModel(TokenAutoencoder):
         self._build(make_tokens, make_hqa_codebook)
 
     def forward(
-        self, sample: torch.Tensor, return_dict: bool = True, **options
+        self,
+        sample: torch.Tensor,
+        return_dict: bool = True,
+        force_not_quantize: bool = False,
+        generator: Generators = None,
+        latent_noise: torch.Tensor | None = None,
     ) -> FQDecoderOutput | tuple[torch.Tensor, torch.Tensor]:
-        """Images -> in training the first layer's reconstructions and both layers' losses, else what others give."""
+        """Images -> in training the first layer's reconstructions and both layers' losses, else what others give.
+
+        In training the last three arguments, which are `decode`'s, are of no use.
+        """
         if not (self.training and torch.is_grad_enabled()):
-            return super().forward(sample, return_dict, **options)
+            return super().forward(sample, return_dict, force_not_quantize, generator, latent_noise)
         latents = self.encode(sample).latents
         tokens, codebook = self.quantize.tokens, self.quantize.codebook
         with torch.autocast(sample.device.type, enabled=False):
